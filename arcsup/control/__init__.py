@@ -1,0 +1,1 @@
+"""HTTP on the control socket: the server, its client, events and metrics."""

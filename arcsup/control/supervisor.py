@@ -1,0 +1,111 @@
+"""What the control socket asks of the daemon. The daemon implements it; tests put in a fake.
+
+Reading is immediate and never blocks. Commands record the operator's intent durably before they
+return; ``settle`` then waits until the VM is what was asked for.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from arcsup.model import Event, State, Step, VmName, VmStatus, Why
+
+
+class Supervisor(Protocol):
+    """The daemon as the operator sees it. Every method raises NoSuchObject for unknown names."""
+
+    def statuses(self) -> Sequence[VmStatus]:
+        """Return all VMs in name order."""
+        ...
+
+    def status(self, name: str) -> VmStatus:
+        """Return one VM."""
+        ...
+
+    def why(self, name: str) -> Why:
+        """Return the chain from "not as desired" to its cause."""
+        ...
+
+    def definition(self, name: str) -> dict[str, Any]:
+        """Return the VM as its file asks for it, defaults filled in, in the file's own keys."""
+        ...
+
+    def steps(self) -> Sequence[Step]:
+        """Return what the next pass of the planner would do; empty when all is as desired."""
+        ...
+
+    def report(self) -> dict[str, Any]:
+        """Return the daemon's own state: version, pid, uptime in s, places, conditions."""
+        ...
+
+    async def start(self, name: str) -> None:
+        """Want the VM to run; leaves ``stopped`` and ``failed``."""
+        ...
+
+    async def submit(self, file: Path, source: str) -> VmName:
+        """Run a VM whose file is not in the VM directory, until it is stopped. SpecError."""
+        ...
+
+    async def stop(self, name: str) -> None:
+        """Want the VM to be stopped, durably; the guest is asked first."""
+        ...
+
+    async def kill(self, name: str) -> None:
+        """Pull the plug and want the VM to be stopped, durably."""
+        ...
+
+    async def restart(self, name: str) -> None:
+        """Stop as ``stop`` does, then start with the file as it is now."""
+        ...
+
+    async def reset(self, name: str) -> None:
+        """Press the reset button. Refused when not running."""
+        ...
+
+    async def pause(self, name: str) -> None:
+        """Halt the virtual CPUs. Refused when not running."""
+        ...
+
+    async def resume(self, name: str) -> None:
+        """Let paused virtual CPUs go on. Refused when not paused."""
+        ...
+
+    async def clear(self, name: str) -> None:
+        """Leave ``failed`` with a fresh restart budget. Refused in other states."""
+        ...
+
+    async def qmp(self, name: str, command: str, arguments: dict[str, Any]) -> Any:
+        """Run one QMP command on the daemon's own monitor and return its ``return`` value."""
+        ...
+
+    async def screenshot(self, name: str) -> bytes:
+        """Return the guest's first display as PNG. Refused when it has none."""
+        ...
+
+    async def reload(self) -> None:
+        """Read the configuration and every VM file again."""
+        ...
+
+    async def settle(self, name: str, verb: str, timeout: float) -> VmStatus:
+        """Wait until ``verb`` (start, stop, restart, kill) has had its effect or failed.
+
+        Returns the VM's status then. Raises TimedOut; raises ArcsupError when it ended elsewhere,
+        with the reason (``failed``, ``invalid``, or ``waiting`` that cannot resolve itself).
+        """
+        ...
+
+    async def wait_for(self, name: str, state: State | None, timeout: float) -> VmStatus:
+        """Wait until the VM is in ``state`` (None: gone). Raises TimedOut."""
+        ...
+
+    def events(self, since: int, vm: str | None) -> Sequence[tuple[int, Event]]:
+        """Return kept events after number ``since`` (0: all), oldest first, with their number."""
+        ...
+
+    def follow(self, since: int, vm: str | None) -> AsyncIterator[tuple[int, Event]]:
+        """Yield events after ``since`` for ever. A slow reader loses the oldest, never blocks."""
+        ...
+
+    def metrics(self) -> bytes:
+        """Return the Prometheus text exposition."""
+        ...

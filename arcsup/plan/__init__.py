@@ -1,0 +1,1 @@
+"""Decisions, from values to values. No input or output."""

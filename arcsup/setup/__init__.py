@@ -1,0 +1,1 @@
+"""The host made ready: doctor looks, setup changes."""
