@@ -4,16 +4,16 @@ Source of the user's directories: XDG Base Directory Specification 0.8.
 """
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
-
-from attrs import frozen
 
 SOCKET_PATH_LIMIT = 107
 """Longest path a unix socket can be bound to: sun_path is 108 bytes with its NUL (unix(7))."""
 
 
-@frozen
+# Not attrs: client verbs need the socket's place, and importing attrs takes them 15 ms more.
+@dataclass(frozen=True, slots=True)
 class Places:
     """The directories of one daemon. Relative image paths hang off ``images``."""
 

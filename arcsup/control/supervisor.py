@@ -4,7 +4,7 @@ Reading is immediate and never blocks. Commands record the operator's intent dur
 return; ``settle`` then waits until the VM is what was asked for.
 """
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,7 +86,7 @@ class Supervisor(Protocol):
         """Read the configuration and every VM file again."""
         ...
 
-    async def settle(self, name: str, verb: str, timeout: float) -> VmStatus:
+    async def settle(self, name: str, verb: str, seconds: float, /) -> VmStatus:
         """Wait until ``verb`` (start, stop, restart, kill) has had its effect or failed.
 
         Returns the VM's status then. Raises TimedOut; raises ArcsupError when it ended elsewhere,
@@ -94,7 +94,7 @@ class Supervisor(Protocol):
         """
         ...
 
-    async def wait_for(self, name: str, state: State | None, timeout: float) -> VmStatus:
+    async def wait_for(self, name: str, state: State | None, seconds: float, /) -> VmStatus:
         """Wait until the VM is in ``state`` (None: gone). Raises TimedOut."""
         ...
 
@@ -102,8 +102,11 @@ class Supervisor(Protocol):
         """Return kept events after number ``since`` (0: all), oldest first, with their number."""
         ...
 
-    def follow(self, since: int, vm: str | None) -> AsyncIterator[tuple[int, Event]]:
-        """Yield events after ``since`` for ever. A slow reader loses the oldest, never blocks."""
+    def follow(self, since: int, vm: str | None) -> AsyncGenerator[tuple[int, Event], None]:
+        """Yield events after ``since`` for ever. A slow reader loses the oldest, never blocks.
+
+        A generator, so that the reader can close it in time (``aclosing``).
+        """
         ...
 
     def metrics(self) -> bytes:

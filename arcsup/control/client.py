@@ -1,0 +1,195 @@
+"""The client of the control socket: HTTP/1.0 over a unix socket, on the standard library's sockets.
+
+http.client would do, but importing it (it brings the email package) takes longer than everything
+else that ``arcsup list`` does. HTTP/1.0 has neither chunks nor connections that are kept.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedReader
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from arcsup.errors import (
+    ArcsupError,
+    DaemonUnreachable,
+    NoSuchObject,
+    NotPermitted,
+    Refused,
+    SpecError,
+    Terminal,
+    TimedOut,
+    Transient,
+    UsageError,
+)
+from arcsup.places import SOCKET_PATH_LIMIT, Places
+
+ANSWER_TIMEOUT = 30.0
+"""Seconds that the daemon may take to answer, beyond what the request itself asks it to wait."""
+
+SILENCE_TIMEOUT = 60.0
+"""Seconds without even a heartbeat after which an event stream counts as dead."""
+
+_BY_CODE: dict[str, type[ArcsupError]] = {
+    error.code: error
+    for error in (
+        DaemonUnreachable,
+        NoSuchObject,
+        NotPermitted,
+        Refused,
+        SpecError,
+        Terminal,
+        TimedOut,
+        Transient,
+        UsageError,
+    )
+}
+
+
+def find_socket(run: str | None) -> Path:
+    """Return the control socket: of ``run``, else ARCSUP_RUN, else where a daemon is.
+
+    Without either, a user's own daemon comes before the system's.
+    """
+    chosen = run or os.environ.get("ARCSUP_RUN")
+    if chosen:
+        return Path(chosen) / "arcsup.sock"
+    own = Places.default().socket
+    system = Places.default(system=True).socket
+    return own if own.exists() or not system.exists() else system
+
+
+class Client:
+    """Asks the daemon. Every method raises DaemonUnreachable, NotPermitted, TimedOut, or the error
+    that the daemon answered.
+    """
+
+    def __init__(self, socket_path: Path) -> None:
+        self.socket_path = socket_path
+
+    def get(self, path: str, query: dict[str, str] | None = None, *, patience: float = 0) -> Any:
+        """Return the JSON at ``path``; ``patience``: seconds that the request asks to wait."""
+        return json.loads(self._ask("GET", _join(path, query), None, patience))
+
+    def post(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        query: dict[str, str] | None = None,
+        *,
+        patience: float = 0,
+    ) -> Any:
+        """Post ``body`` as JSON and return the JSON that comes back."""
+        return json.loads(self.post_for_bytes(path, body, query, patience=patience))
+
+    def post_for_bytes(
+        self,
+        path: str,
+        body: dict[str, Any] | None = None,
+        query: dict[str, str] | None = None,
+        *,
+        patience: float = 0,
+    ) -> bytes:
+        """Post ``body`` as JSON and return what comes back as it is."""
+        return self._ask("POST", _join(path, query), body, patience)
+
+    def stream(self, path: str, query: dict[str, str] | None = None) -> Iterator[tuple[int, Any]]:
+        """Yield (number, JSON) of each server-sent event until the daemon ends the stream."""
+        with self._open("GET", _join(path, query), None, SILENCE_TIMEOUT) as answer:
+            number, data = 0, ""
+            for raw in answer:
+                line = raw.decode().rstrip("\r\n")
+                field, _, value = line.partition(": ")
+                if field == "id":
+                    number = int(value)
+                elif field == "data":
+                    data = value
+                elif not line and data:
+                    yield number, json.loads(data)
+                    data = ""
+
+    def _ask(self, method: str, target: str, body: dict[str, Any] | None, patience: float) -> bytes:
+        with self._open(method, target, body, patience + ANSWER_TIMEOUT) as answer:
+            return answer.read()
+
+    @contextmanager
+    def _open(
+        self, method: str, target: str, body: dict[str, Any] | None, timeout: float
+    ) -> Iterator[BufferedReader]:
+        """Yield the body of a successful answer."""
+        content = b"" if body is None else json.dumps(body).encode()
+        head = (
+            f"{method} {target} HTTP/1.0\r\nHost: localhost\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+        )
+        try:
+            with self._connect(timeout) as connection, connection.makefile("rb") as answer:
+                connection.sendall(head.encode() + content)
+                status, length = _read_head(answer)
+                if not 200 <= status < 300:
+                    raise _make_error(status, answer.read(length))
+                yield answer
+        except TimeoutError:
+            raise TimedOut(
+                f"the daemon did not answer within {timeout:.0f} s", "its log may tell why"
+            ) from None
+        except ConnectionError:
+            raise DaemonUnreachable("the daemon ended before it had answered") from None
+
+    def _connect(self, timeout: float) -> socket.socket:
+        path = os.fspath(self.socket_path)
+        if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+            raise DaemonUnreachable(
+                f"{path}: longer than {SOCKET_PATH_LIMIT} bytes, no socket can be there"
+            )
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        connection.settimeout(timeout)
+        try:
+            connection.connect(path)
+        except PermissionError:
+            connection.close()
+            raise NotPermitted(
+                f"you may not use {path}", "run as root, or join the group that owns the socket"
+            ) from None
+        except OSError as error:
+            connection.close()
+            raise DaemonUnreachable(
+                f"no daemon at {path}: {(error.strerror or str(error)).lower()}",
+                "start it with `systemctl start arcsup` or `arcsup daemon`; --run names another",
+            ) from None
+        return connection
+
+
+def vm_path(name: str, *rest: str) -> str:
+    """Return the path of a VM, whatever is in its name."""
+    return "/".join(["/v1/vms", quote(name, safe=""), *rest])
+
+
+def _join(path: str, query: dict[str, str] | None) -> str:
+    return f"{path}?{urlencode(query)}" if query else path
+
+
+def _read_head(answer: BufferedReader) -> tuple[int, int]:
+    """Return the status and the body's length (-1: until the end)."""
+    words = answer.readline().split(maxsplit=2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1."):
+        raise DaemonUnreachable("the daemon ended before it had answered")
+    length = -1
+    while (line := answer.readline().strip()) != b"":
+        key, _, value = line.partition(b":")
+        if key.lower() == b"content-length":
+            length = int(value)
+    return int(words[1]), length
+
+
+def _make_error(status: int, body: bytes) -> ArcsupError:
+    try:
+        error = json.loads(body)["error"]
+        code, message, hint = error["code"], error["message"], error["hint"]
+    except (ValueError, KeyError, TypeError):
+        return ArcsupError(f"the daemon answered {status}: {body[:200].decode(errors='replace')}")
+    return _BY_CODE.get(code, ArcsupError)(message, hint)

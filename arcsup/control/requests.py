@@ -1,0 +1,176 @@
+"""Reading requests and wording errors: the edge between HTTP and the supervisor."""
+
+import json
+import logging
+import math
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+import trio
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+
+from arcsup.control.shapes import ErrorJson
+from arcsup.errors import ArcsupError, DaemonUnreachable, UsageError
+
+logger = logging.getLogger(__name__)
+
+BODY_LIMIT = 1 << 20
+"""Bytes of a request's body. A VM file is bounded tighter than that."""
+
+BODY_DEADLINE = 10.0
+"""Seconds that a client may take to send its body."""
+
+WAIT_LIMIT = 86400.0
+"""Seconds that a request may wait for a VM."""
+
+STATUS_OF_CODE = {
+    "usage": 400,
+    "forbidden": 403,
+    "not-found": 404,
+    "refused": 409,
+    "failed": 409,
+    "transient": 409,
+    "terminal": 409,
+    "invalid": 422,
+    "unexpected": 500,
+    "no-daemon": 503,
+    "timed-out": 504,
+}
+"""HTTP status of each ArcsupError.code; ``unexpected`` is a fault of the daemon itself."""
+
+T = TypeVar("T")
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def make_error(code: str, message: str, hint: str = "", status: int | None = None) -> Response:
+    """Return the error body of the contract with the fitting status."""
+    body: ErrorJson = {"error": {"code": code, "message": message, "hint": hint}}
+    return JSONResponse(body, status_code=status or STATUS_OF_CODE[code])
+
+
+def answer_errors(handler: Handler) -> Handler:
+    """Return ``handler`` with errors turned into answers; unexpected ones are logged."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except ArcsupError as error:
+            return make_error(error.code, error.message, error.hint)
+        except ClientDisconnect:
+            logger.debug("client left before its request was complete")
+            return Response(status_code=400)
+        except Exception:
+            logger.exception("request failed: %s %s", request.method, request.url.path)
+            return make_error(
+                "unexpected",
+                f"the daemon failed on {request.method} {request.url.path}",
+                "this is a fault in arcsup; the daemon's log has the details",
+            )
+
+    return answered
+
+
+async def read_body(request: Request) -> dict[str, Any]:
+    """Return the request's JSON object; an empty body is {}. Raises UsageError."""
+    body = bytearray()
+    with trio.move_on_after(BODY_DEADLINE) as deadline:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > BODY_LIMIT:
+                raise UsageError(f"the body is longer than {BODY_LIMIT} bytes")
+    if deadline.cancelled_caught:
+        raise UsageError(f"the body did not arrive within {BODY_DEADLINE:.0f} s")
+    if not body:
+        return {}
+    try:
+        value = json.loads(body)
+    except RecursionError:
+        raise UsageError("the body is nested too deeply") from None
+    except ValueError as error:
+        raise UsageError(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"the body must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def take_text(body: dict[str, Any], key: str) -> str:
+    """Return the string at ``key``. Raises UsageError."""
+    value = body.get(key)
+    if not isinstance(value, str) or not value:
+        raise UsageError(f"the body needs {key!r}, a string")
+    return value
+
+
+def take_object(body: dict[str, Any], key: str) -> dict[str, Any]:
+    """Return the JSON object at ``key``, {} when there is none. Raises UsageError."""
+    value = body.get(key, {})
+    if not isinstance(value, dict):
+        raise UsageError(f"{key!r} must be a JSON object, not {type(value).__name__}")
+    return value
+
+
+def take_seconds(request: Request, parameter: str) -> float | None:
+    """Return a query parameter in seconds (0 to a day), None when absent. Raises UsageError."""
+    text = request.query_params.get(parameter)
+    if text is None:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds <= WAIT_LIMIT:
+        raise UsageError(f"{parameter} must be 0 to {WAIT_LIMIT:.0f} seconds, got {text[:40]!r}")
+    return seconds
+
+
+def take_number(request: Request, parameter: str) -> int:
+    """Return a query parameter that counts from 0, 0 when absent. Raises UsageError."""
+    text = request.query_params.get(parameter, "0")
+    if not (text.isascii() and text.isdigit()) or len(text) > 18:
+        raise UsageError(f"{parameter} must be a number from 0, got {text[:40]!r}")
+    return int(text)
+
+
+async def while_wanted(
+    request: Request, closing: trio.Event, work: Callable[[], Awaitable[T]]
+) -> T:
+    """Return what ``work`` returns; give up when the client leaves or the daemon ends.
+
+    A waiting request must hold up neither the daemon's end nor a VM that nobody asks for any more.
+    """
+    results: list[T] = []
+    refusals: list[ArcsupError] = []
+    left = False
+
+    async def watch_client(scope: trio.CancelScope) -> None:
+        nonlocal left
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+        left = True
+        scope.cancel()
+
+    async def watch_closing(scope: trio.CancelScope) -> None:
+        await closing.wait()
+        scope.cancel()
+
+    async def run(scope: trio.CancelScope) -> None:
+        try:
+            results.append(await work())
+        except ArcsupError as error:
+            # Raised out here, it would reach the caller in an ExceptionGroup.
+            refusals.append(error)
+        scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for task in (watch_client, watch_closing, run):
+            nursery.start_soon(task, nursery.cancel_scope)
+    if results:
+        return results[0]
+    if refusals:
+        raise refusals[0]
+    if left:
+        raise ClientDisconnect
+    raise DaemonUnreachable(
+        "the daemon is ending; the VM stays as it is", "ask again when the daemon is back"
+    )

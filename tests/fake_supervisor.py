@@ -1,0 +1,259 @@
+"""A supervisor in memory, and the control socket served for it on a real unix socket."""
+
+import contextlib
+import threading
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import trio
+from attrs import define, evolve, field
+
+from arcsup.control.events import EventLog
+from arcsup.control.metrics import Metrics
+from arcsup.control.server import serve_control
+from arcsup.errors import ArcsupError, NoSuchObject, Refused, SpecError, TimedOut
+from arcsup.model import (
+    Condition,
+    Event,
+    ExitClass,
+    GpuKind,
+    LastExit,
+    MiB,
+    PciAddress,
+    SliceInUse,
+    State,
+    Step,
+    VmName,
+    VmStatus,
+    Why,
+    WhyLink,
+)
+
+START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+PNG = b"\x89PNG\r\n\x1a\nnot much of a picture"
+
+
+def make_status(name: str, state: State = State.RUNNING, **changes: Any) -> VmStatus:
+    running = state in {State.RUNNING, State.PAUSED}
+    status = VmStatus(
+        name=VmName(name),
+        state=state,
+        reason="",
+        since=START,
+        pid=4242 if running else None,
+        restarts=0,
+        gpus=(),
+        file=f"/etc/arcsup/vms/{name}.yaml",
+        pending=(),
+        uuid=UUID("6f6d5d38-6a5c-5c0a-9d2b-0f6f5a2f7b11"),
+        qmp_socket=f"/run/arcsup/{name}/qmp.sock",
+        monitor_socket=f"/run/arcsup/{name}/monitor.sock",
+        console_socket=f"/run/arcsup/{name}/console.sock",
+        argv=("qemu-system-x86_64", "-name", f"guest={name}") if running else (),
+        numa_node=None,
+        adopted=False,
+        last_exit=None,
+        next_try=None,
+    )
+    return evolve(status, **changes)
+
+
+def make_event(message: str, vm: str | None = None, kind: str = "started") -> Event:
+    return Event(START, None if vm is None else VmName(vm), kind, message, {"pid": 4242})
+
+
+def make_slice() -> SliceInUse:
+    return SliceInUse(GpuKind.VGPU, "nvidia-64", "0a1b", PciAddress("0000:41:00.0"), MiB(2048))
+
+
+def make_crashed(name: str) -> VmStatus:
+    """A VM that waits for its next try, with everything filled in that can be."""
+    return make_status(
+        name,
+        State.BACKOFF,
+        reason="QEMU crashed; next try in 4 s",
+        restarts=3,
+        pending=("memory", "disks[0].path"),
+        last_exit=LastExit(ExitClass.CRASH, None, 11, START, "killed by SIGSEGV"),
+        next_try=START + timedelta(seconds=4),
+        conditions=(Condition("Devices", True, "Present", "nothing asked for", START),),
+        events=tuple(make_event(f"event {n}", name) for n in range(12)),
+        gpus=(make_slice(),),
+    )
+
+
+@define
+class FakeSupervisor:
+    """Commands change the state at once; ``failures`` maps a verb to the error that it raises."""
+
+    vms: dict[str, VmStatus] = field(factory=dict)
+    calls: list[tuple[str, ...]] = field(factory=list)
+    failures: dict[str, Exception] = field(factory=dict)
+    planned: list[Step] = field(factory=list)
+    log: EventLog = field(factory=lambda: EventLog(capacity=50))
+    places: dict[str, str] = field(factory=dict)
+    stuck: bool = False
+    """``settle`` and ``wait_for`` never come to an end by themselves."""
+
+    def add(self, *statuses: VmStatus) -> None:
+        self.vms.update({status.name: status for status in statuses})
+
+    def statuses(self) -> Sequence[VmStatus]:
+        return [self.vms[name] for name in sorted(self.vms)]
+
+    def status(self, name: str) -> VmStatus:
+        if name not in self.vms:
+            raise NoSuchObject(f"there is no VM {name}", "arcsup list shows those there are")
+        return self.vms[name]
+
+    def why(self, name: str) -> Why:
+        status = self.status(name)
+        as_desired = status.state is State.RUNNING
+        chain = (
+            WhyLink(f"{name} is {status.state}", "QEMU crashed", START),
+            WhyLink("QEMU crashed", "killed by SIGSEGV", None, "start again", status.next_try),
+        )
+        return Why(status.name, status.state, as_desired, () if as_desired else chain)
+
+    def definition(self, name: str) -> dict[str, Any]:
+        return {"name": self.status(name).name, "memory": "2GiB", "networks": [{"type": "user"}]}
+
+    def steps(self) -> Sequence[Step]:
+        return self.planned
+
+    def report(self) -> dict[str, Any]:
+        return {"version": "0.1.0", "pid": 1, "uptime": 5.0, "places": self.places}
+
+    async def _act(self, verb: str, name: str, state: State | None = None) -> None:
+        self.status(name)
+        self.calls.append((verb, name))
+        if verb in self.failures:
+            raise self.failures[verb]
+        if state is not None:
+            self.vms[name] = make_status(name, state)
+        self.log.append(make_event(f"{verb} {name}", name, verb))
+        await trio.lowlevel.checkpoint()
+
+    async def start(self, name: str) -> None:
+        await self._act("start", name, State.RUNNING)
+
+    async def submit(self, file: Path, source: str) -> VmName:
+        self.calls.append(("submit", str(file), source))
+        if "faulty" in source:
+            raise SpecError(f"{file}:1:1: faulty: unknown key, expected one of name, memory")
+        self.add(make_status(file.stem))
+        await trio.lowlevel.checkpoint()
+        return VmName(file.stem)
+
+    async def stop(self, name: str) -> None:
+        await self._act("stop", name, State.STOPPED)
+
+    async def kill(self, name: str) -> None:
+        await self._act("kill", name, State.STOPPED)
+
+    async def restart(self, name: str) -> None:
+        await self._act("restart", name, State.RUNNING)
+
+    async def reset(self, name: str) -> None:
+        await self._act("reset", name)
+
+    async def pause(self, name: str) -> None:
+        await self._act("pause", name, State.PAUSED)
+
+    async def resume(self, name: str) -> None:
+        await self._act("resume", name, State.RUNNING)
+
+    async def clear(self, name: str) -> None:
+        if self.status(name).state is not State.FAILED:
+            raise Refused(f"{name} has not failed", "arcsup start starts it")
+        await self._act("clear", name, State.RUNNING)
+
+    async def qmp(self, name: str, command: str, arguments: dict[str, Any]) -> Any:
+        await self._act("qmp", name)
+        return {"command": command, "arguments": arguments}
+
+    async def screenshot(self, name: str) -> bytes:
+        await self._act("screenshot", name)
+        return PNG
+
+    async def reload(self) -> None:
+        self.calls.append(("reload",))
+        await trio.lowlevel.checkpoint()
+
+    async def settle(self, name: str, verb: str, seconds: float) -> VmStatus:
+        if self.stuck:
+            await self._time_out(seconds)
+        status = self.status(name)
+        if status.state in {State.FAILED, State.INVALID}:
+            raise ArcsupError(f"{name} {verb}: {status.reason}", f"arcsup why {name}")
+        await trio.lowlevel.checkpoint()
+        return status
+
+    async def wait_for(self, name: str, state: State | None, seconds: float) -> VmStatus:
+        status = self.status(name)
+        if self.stuck or status.state is not state:
+            await self._time_out(seconds)
+        await trio.lowlevel.checkpoint()
+        return status
+
+    async def _time_out(self, seconds: float) -> None:
+        await trio.sleep(seconds)
+        raise TimedOut(f"not so after {seconds:g} s", "it may still happen")
+
+    def events(self, since: int, vm: str | None) -> Sequence[tuple[int, Event]]:
+        return self.log.since(since, vm)
+
+    def follow(self, since: int, vm: str | None) -> AsyncGenerator[tuple[int, Event], None]:
+        return self.log.follow(since, vm)
+
+    def metrics(self) -> bytes:
+        return Metrics("0.1.0").expose(self.statuses())
+
+
+@contextlib.contextmanager
+def serve_in_thread(supervisor: FakeSupervisor, run: Path) -> Iterator[None]:
+    """Serve the control socket in a thread of its own, so that blocking clients can be tested."""
+    ready, failed = threading.Event(), []
+    token: list[trio.lowlevel.TrioToken] = []
+    scope = trio.CancelScope()
+
+    async def main() -> None:
+        token.append(trio.lowlevel.current_trio_token())
+        with scope:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(serve_control_with_status, supervisor, run / "arcsup.sock")
+                ready.set()
+
+    def run_trio() -> None:
+        try:
+            trio.run(main)
+        except BaseException as error:
+            failed.append(error)
+        finally:
+            ready.set()
+
+    thread = threading.Thread(target=run_trio, daemon=True)
+    thread.start()
+    ready.wait(10)
+    try:
+        if failed:
+            raise failed[0]
+        yield
+    finally:
+        with contextlib.suppress(trio.RunFinishedError):
+            token[0].run_sync_soon(scope.cancel)
+        thread.join(10)
+    if failed:
+        raise failed[0]
+
+
+async def serve_control_with_status(
+    supervisor: FakeSupervisor,
+    path: Path,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    await serve_control(supervisor, path, task_status=task_status)
