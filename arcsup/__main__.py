@@ -1,12 +1,14 @@
 """Entry point of ``arcsup`` and ``arcd``."""
 
+import sys
 
-def main() -> None:
-    """Run the command line."""
-    from arcsup.cli.main import cli
 
-    cli()
+def main() -> int:
+    """Run the command line and return its exit code."""
+    from arcsup.cli.main import run
+
+    return run(sys.argv[1:])
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -99,7 +99,7 @@ class Client:
 
     def stream(self, path: str, query: dict[str, str] | None = None) -> Iterator[tuple[int, Any]]:
         """Yield (number, JSON) of each server-sent event until the daemon ends the stream."""
-        with self._open("GET", _join(path, query), None, SILENCE_TIMEOUT) as answer:
+        with self._open("GET", _join(path, query), None, SILENCE_TIMEOUT) as (answer, _):
             number, data = 0, ""
             for raw in answer:
                 line = raw.decode().rstrip("\r\n")
@@ -113,14 +113,17 @@ class Client:
                     data = ""
 
     def _ask(self, method: str, target: str, body: dict[str, Any] | None, patience: float) -> bytes:
-        with self._open(method, target, body, patience + ANSWER_TIMEOUT) as answer:
-            return answer.read()
+        with self._open(method, target, body, patience + ANSWER_TIMEOUT) as (answer, length):
+            content = answer.read(length)
+        if len(content) < length:
+            raise DaemonUnreachable("the daemon ended before it had answered")
+        return content
 
     @contextmanager
     def _open(
         self, method: str, target: str, body: dict[str, Any] | None, timeout: float
-    ) -> Iterator[BufferedReader]:
-        """Yield the body of a successful answer."""
+    ) -> Iterator[tuple[BufferedReader, int]]:
+        """Yield the body of a successful answer and its length in bytes (-1: until the end)."""
         content = b"" if body is None else json.dumps(body).encode()
         head = (
             f"{method} {target} HTTP/1.0\r\nHost: localhost\r\n"
@@ -132,7 +135,7 @@ class Client:
                 status, length = _read_head(answer)
                 if not 200 <= status < 300:
                     raise _make_error(status, answer.read(length))
-                yield answer
+                yield answer, length
         except TimeoutError:
             raise TimedOut(
                 f"the daemon did not answer within {timeout:.0f} s", "its log may tell why"
@@ -174,16 +177,23 @@ def _join(path: str, query: dict[str, str] | None) -> str:
 
 
 def _read_head(answer: BufferedReader) -> tuple[int, int]:
-    """Return the status and the body's length (-1: until the end)."""
-    words = answer.readline().split(maxsplit=2)
-    if len(words) < 2 or not words[0].startswith(b"HTTP/1."):
-        raise DaemonUnreachable("the daemon ended before it had answered")
+    """Return the status and the body's length in bytes (-1: until the end)."""
+    words = _read_line(answer).split(maxsplit=2)
+    if len(words) < 2 or not words[0].startswith(b"HTTP/1.") or not words[1].isdigit():
+        raise DaemonUnreachable("what answers at the socket is no arcsup daemon")
     length = -1
-    while (line := answer.readline().strip()) != b"":
+    while line := _read_line(answer):
         key, _, value = line.partition(b":")
         if key.lower() == b"content-length":
             length = int(value)
     return int(words[1]), length
+
+
+def _read_line(answer: BufferedReader) -> bytes:
+    line = answer.readline()
+    if not line.endswith(b"\n"):
+        raise DaemonUnreachable("the daemon ended before it had answered")
+    return line.strip()
 
 
 def _make_error(status: int, body: bytes) -> ArcsupError:

@@ -1,0 +1,243 @@
+"""Verbs that change what a VM does: start, stop, kill, restart, reset, pause, resume, clear, wait.
+
+They differ in one word on the socket and in their help; factories make them.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+
+from arcsup.cli.session import (
+    Session,
+    collect,
+    complete_vm_names,
+    do_for_each,
+    names_argument,
+    take_duration,
+    tell_failures,
+    worst,
+)
+from arcsup.control.client import vm_path
+from arcsup.control.shapes import StatusJson
+from arcsup.errors import NoSuchObject, NotPermitted, UsageError
+
+DEFAULT_TIMEOUT = "300s"
+FILE_LIMIT = 1 << 20
+"""Bytes of a VM file; the daemon takes no more."""
+
+timeout_option = click.option(
+    "--timeout",
+    metavar="DURATION",
+    default=DEFAULT_TIMEOUT,
+    show_default=True,
+    callback=take_duration,
+    help="How long to wait until it is done.",
+)
+no_wait_option = click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
+
+
+def _run(session: Session, names: Sequence[str], act: Callable[[str], StatusJson]) -> int:
+    """Do ``act`` for every VM, write each VM's state, and return the worst exit code."""
+    outcomes = do_for_each(session.match(names), act)
+    for vm in collect(outcomes):
+        print(f"{vm['name']}: {vm['state']}")
+    return worst(tell_failures(outcomes))
+
+
+def _post(session: Session, verb: str, wait: float | None, name: str) -> StatusJson:
+    query = None if wait is None else {"wait": f"{wait:g}"}
+    answer: StatusJson = session.client.post(vm_path(name, verb), query=query, patience=wait or 0)
+    return answer
+
+
+def _make_settling(verb: str, text: str) -> click.Command:
+    """Return a verb that waits for its effect."""
+
+    @click.command(verb, help=text)
+    @names_argument
+    @no_wait_option
+    @timeout_option
+    @click.pass_obj
+    def command(session: Session, names: tuple[str, ...], no_wait: bool, timeout: float) -> int:
+        wait = None if no_wait else timeout
+        return _run(session, names, partial(_post, session, verb, wait))
+
+    return command
+
+
+def _make_immediate(verb: str, text: str) -> click.Command:
+    """Return a verb that is done when the daemon answers."""
+
+    @click.command(verb, help=text)
+    @names_argument
+    @click.pass_obj
+    def command(session: Session, names: tuple[str, ...]) -> int:
+        return _run(session, names, partial(_post, session, verb, None))
+
+    return command
+
+
+stop = _make_settling(
+    "stop",
+    """Ask the guest to power down, then insist.
+
+    The VM stays stopped, across daemon restarts and reboots, until `arcsup start`.
+
+    \b
+    Example:
+      arcsup stop web --timeout 90s
+    """,
+)
+kill = _make_settling(
+    "kill",
+    """Pull the plug: end QEMU at once; the guest may lose data.
+
+    The VM stays stopped until `arcsup start`.
+
+    \b
+    Example:
+      arcsup kill web
+    """,
+)
+restart = _make_settling(
+    "restart",
+    """Stop as `stop` does, then start with the file as it is now.
+
+    \b
+    Example:
+      arcsup restart 'web-*'
+    """,
+)
+reset = _make_immediate(
+    "reset",
+    """Press the reset button; QEMU goes on.
+
+    \b
+    Example:
+      arcsup reset web
+    """,
+)
+pause = _make_immediate(
+    "pause",
+    """Halt a VM's processors, until `arcsup resume`.
+
+    \b
+    Example:
+      arcsup pause web
+    """,
+)
+resume = _make_immediate(
+    "resume",
+    """Let a paused VM go on.
+
+    \b
+    Example:
+      arcsup resume web
+    """,
+)
+clear = _make_immediate(
+    "clear",
+    """Leave `failed`: try again, with a fresh restart budget.
+
+    \b
+    Example:
+      arcsup clear web
+    """,
+)
+
+
+@click.command()
+@click.argument(
+    "names", nargs=-1, required=True, metavar="NAME|FILE...", shell_complete=complete_vm_names
+)
+@no_wait_option
+@timeout_option
+@click.pass_obj
+def start(session: Session, names: tuple[str, ...], no_wait: bool, timeout: float) -> int:
+    """Start VMs and wait until they run.
+
+    A FILE (with a slash, or ending in .yaml or .yml) is a VM file that is not in the VM
+    directory; its VM runs until it is stopped.
+
+    \b
+    Example:
+      arcsup start web
+      arcsup start ./try.yaml --no-wait
+    """
+    wait = None if no_wait else timeout
+    submitted = [_submit(session, Path(name)) if is_file(name) else name for name in names]
+    return _run(session, submitted, partial(_post, session, "start", wait))
+
+
+def is_file(text: str) -> bool:
+    """Tell whether ``text`` means a VM file rather than a VM's name."""
+    return "/" in text or text.endswith((".yaml", ".yml"))
+
+
+def read_vm_file(file: Path) -> str:
+    """Return the text of a VM file. Raises NoSuchObject, NotPermitted, UsageError."""
+    try:
+        with file.open("rb") as stream:
+            content = stream.read(FILE_LIMIT + 1)
+    except FileNotFoundError:
+        raise NoSuchObject(f"there is no file {file}") from None
+    except PermissionError:
+        raise NotPermitted(f"{file}: you may not read it") from None
+    except OSError as error:
+        raise UsageError(f"{file}: {error.strerror}") from None
+    if len(content) > FILE_LIMIT:
+        raise UsageError(f"{file}: longer than {FILE_LIMIT} bytes, no VM file is")
+    try:
+        return content.decode()
+    except UnicodeDecodeError:
+        raise UsageError(f"{file}: not UTF-8 text, so no VM file") from None
+
+
+def _submit(session: Session, file: Path) -> str:
+    body = {"file": str(file.absolute()), "source": read_vm_file(file)}
+    return str(session.client.post("/v1/vms", body)["name"])
+
+
+STATES = (
+    *("invalid", "waiting", "starting", "running", "paused"),
+    *("stopping", "stopped", "backoff", "failed", "gone"),
+)
+
+
+@click.command()
+@names_argument
+@click.option(
+    "--for",
+    "state",
+    type=click.Choice(STATES),
+    default="running",
+    show_default=True,
+    help="The state to wait for; gone: there is no such VM any more.",
+)
+@timeout_option
+@click.pass_obj
+def wait(session: Session, names: tuple[str, ...], state: str, timeout: float) -> int:
+    """Wait until VMs are in a state.
+
+    Exits with 124 when they are not within the timeout.
+
+    \b
+    Example:
+      arcsup wait web --for stopped --timeout 2m
+    """
+    outcomes = do_for_each(
+        session.match(names), lambda name: _wait_for(session, name, state, timeout)
+    )
+    return worst(tell_failures(outcomes))
+
+
+def _wait_for(session: Session, name: str, state: str, timeout: float) -> bool:
+    query = {"for": state, "timeout": f"{timeout:g}"}
+    try:
+        session.client.get(vm_path(name, "wait"), query, patience=timeout)
+    except NoSuchObject:
+        if state != "gone":
+            raise
+    return True
