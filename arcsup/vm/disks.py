@@ -1,0 +1,262 @@
+"""Disk images: found, made when missing, never overwritten; and how a guest sees them.
+
+Sources: qemu-img(1); qemu-doc, "Block device options"; docs/interop/qcow2.txt for the magic.
+"""
+
+import fcntl
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+import trio
+from attrs import frozen
+
+from arcsup.errors import Terminal
+from arcsup.model import Argv, Disk, DiskBus, DiskFormat, Vm
+from arcsup.vm.capabilities import Capabilities
+from arcsup.vm.options import Slot, escape, on_off, pci_place
+from arcsup.vm.programs import last_words, run_program
+
+QCOW2_MAGIC = b"QFI\xfb"
+SECONDS_TO_CREATE = 30.0
+MIB_PER_EXTRA_SECOND = 10 * 1024
+"""Making an image writes its tables only; on slow storage they take longer as it grows."""
+SATA_PORTS = 6
+"""The AHCI controller of q35's ICH9."""
+
+
+@frozen
+class Medium:
+    """An image that is there (or will be): its whole path, and whether it is a block device."""
+
+    path: Path
+    block_device: bool = False
+
+    @property
+    def protocol(self) -> str:
+        """QEMU's lowest layer for it. "file" refuses block devices, "host_device" files."""
+        driver = "host_device" if self.block_device else "file"
+        return f"file.driver={driver},file.filename={escape(self.path)}"
+
+
+def resolve_image(path: str, images: Path) -> Path:
+    """Return the whole path of an image; a relative one hangs off the images directory."""
+    return images / path
+
+
+def find_medium(path: str, images: Path) -> Medium:
+    """Look at an image. One that is missing is taken for a file, as it will be made as one."""
+    whole = resolve_image(path, images)
+    try:
+        return Medium(whole, stat.S_ISBLK(whole.stat().st_mode))
+    except OSError:
+        return Medium(whole)
+
+
+async def create_missing_disks(vm: Vm, images: Path) -> None:
+    """Make every missing disk that has a size or a base, and check those that are there.
+
+    Raises:
+        Terminal: a disk is missing and nothing tells how to make it, has another format, cannot
+            be opened, or qemu-img refused (in its own words).
+        Transient: qemu-img did not finish in time.
+    """
+    for index, disk in enumerate(vm.disks):
+        path = resolve_image(disk.path, images)
+        what = f"disks[{index}]: {path}"
+        if not await trio.to_thread.run_sync(path.exists, abandon_on_cancel=True):
+            await _create(disk, path, images, what)
+        check = _check_image
+        await trio.to_thread.run_sync(check, path, disk, what, abandon_on_cancel=True)
+
+
+def check_files(vm: Vm, images: Path) -> None:
+    """Raise Terminal for a CD-ROM image or a direct boot file that cannot be read."""
+    wanted = [(f"cdroms[{index}]", path) for index, path in enumerate(vm.cdroms)]
+    if vm.boot is not None:
+        wanted.append(("boot.kernel", vm.boot.kernel))
+        if vm.boot.initrd is not None:
+            wanted.append(("boot.initrd", vm.boot.initrd))
+    for what, path in wanted:
+        whole = resolve_image(path, images)
+        try:
+            whole.open("rb").close()
+        except OSError as error:
+            raise Terminal(
+                f"{what}: {whole}: {error.strerror}",
+                hint=f"put the file there; relative paths are relative to {images}",
+            ) from error
+
+
+def _check_image(path: Path, disk: Disk, what: str) -> None:
+    flags = os.O_RDONLY if disk.readonly else os.O_RDWR
+    try:
+        # O_NONBLOCK: a FIFO of that name must not hang us.
+        with open(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as image:
+            is_qcow2 = image.read(len(QCOW2_MAGIC)) == QCOW2_MAGIC
+    except OSError as error:
+        raise Terminal(
+            f"{what}: {error.strerror}", hint="check what is there, its owner and its mode"
+        ) from error
+    if is_qcow2 is not (disk.format is DiskFormat.QCOW2):
+        found = "qcow2" if is_qcow2 else "no qcow2 image"
+        other = "qcow2" if is_qcow2 else "raw"
+        raise Terminal(
+            f"{what}: is {found}, the file says format: {disk.format.value}",
+            hint=f"say format: {other}, or move it away",
+        )
+
+
+async def _create(disk: Disk, path: Path, images: Path, what: str) -> None:
+    if disk.size_mib is None and disk.base is None:
+        raise Terminal(
+            f"{what}: does not exist", hint="add size: (or base:) to have it made, or put it there"
+        )
+    if disk.readonly and disk.base is None:
+        raise Terminal(f"{what}: does not exist", hint="an empty read-only disk is of no use")
+    options = () if disk.base is None else _overlay_options(disk, images, what)
+    size = () if disk.size_mib is None else (f"{disk.size_mib}M",)
+    seconds = SECONDS_TO_CREATE + (disk.size_mib or 0) / MIB_PER_EXTRA_SECOND
+    try:
+        _make_folder(path, images)
+        with _part_of(path) as part:
+            # qemu-img needs no quoting for a path, but a "x:" would be a protocol of its own.
+            argv = ("qemu-img", "create", "-q", "-f", disk.format.value, *options, part.name, *size)
+            finished = await run_program(argv, seconds=seconds, hint="install qemu-utils")
+            if finished.returncode != 0:
+                raise Terminal(
+                    f"{what}: cannot be made: {last_words(finished.stderr)}",
+                    hint="check the space and the owner of its folder",
+                )
+            await trio.to_thread.run_sync(_publish, part, path)
+    except OSError as error:
+        raise Terminal(
+            f"{what}: cannot be made: {error.strerror}",
+            hint="check its folder, or make the image with qemu-img create",
+        ) from error
+
+
+def _overlay_options(disk: Disk, images: Path, what: str) -> Argv:
+    if disk.format is not DiskFormat.QCOW2:
+        raise Terminal(f"{what}: only qcow2 can have a base", hint="say format: qcow2")
+    base = resolve_image(disk.base or "", images)
+    try:
+        with base.open("rb") as image:
+            is_qcow2 = image.read(len(QCOW2_MAGIC)) == QCOW2_MAGIC
+    except OSError as error:
+        raise Terminal(
+            f"{what}: its base {base}: {error.strerror}", hint="put the base image there first"
+        ) from error
+    # The format is written down: QEMU must never guess it from what a guest wrote.
+    return ("-b", str(base), "-F", "qcow2" if is_qcow2 else "raw")
+
+
+def _make_folder(path: Path, images: Path) -> None:
+    """Make the image's folder where it is arcsup's own; anybody else's must be there."""
+    if path.is_relative_to(images):
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+@contextmanager
+def _part_of(path: Path) -> Iterator[IO[bytes]]:
+    """Give an unfinished image beside ``path``; it is gone afterwards, whatever happened.
+
+    The lock says that its maker lives: parts without one were left by a crash and are removed.
+    """
+    prefix, suffix = f".{path.name}.", ".part"
+    for left in path.parent.glob(f"{_literal(prefix)}*{suffix}"):
+        with suppress(OSError), left.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=prefix, suffix=suffix, delete=False
+    ) as part:
+        try:
+            fcntl.flock(part, fcntl.LOCK_EX)
+            yield part.file
+        finally:
+            with suppress(FileNotFoundError):
+                Path(part.name).unlink()
+
+
+def _literal(name: str) -> str:
+    """Return a name in which no character means anything to ``glob``."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def _publish(part: IO[bytes], path: Path) -> None:
+    """Give a finished image its name, unless somebody else has made one meanwhile."""
+    os.fsync(part.fileno())
+    with suppress(FileExistsError):
+        # A link, unlike a rename, never replaces what is there.
+        os.link(part.name, path)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# --- the command line ---------------------------------------------------------------------------
+
+
+def disk_args(vm: Vm, media: tuple[Medium, ...], capabilities: Capabilities) -> Argv:
+    """Return the options of all disks. ``media`` are those of ``vm.disks``, in order.
+
+    Raises:
+        Terminal: more disks than the bus has places.
+    """
+    buses = [disk.bus for disk in vm.disks]
+    argv: list[str] = []
+    if DiskBus.SCSI in buses:
+        argv += ["-device", f"virtio-scsi-pci,id=scsi,bus=pcie.0,addr={Slot.SCSI:#x}"]
+    on_pci, on_sata = 0, 0
+    for index, (disk, medium) in enumerate(zip(vm.disks, media, strict=True)):
+        name = f"disk{index}"
+        readonly = on_off(disk.readonly)
+        layers = f"node-name={name},read-only={readonly},discard=unmap,{medium.protocol}"
+        argv += ["-blockdev", f"driver={disk.format.value},{layers}"]
+        boot = f"id={name},drive={name},bootindex={index + 1}"
+        if disk.bus is DiskBus.SCSI:
+            argv += ["-device", f"scsi-hd,{boot},bus=scsi.0,scsi-id={index}"]
+        elif disk.bus is DiskBus.SATA:
+            argv += ["-device", f"ide-hd,{boot},bus=ide.{on_sata}"]
+            on_sata += 1
+        else:
+            place = pci_place(Slot.DISKS, on_pci, slots=4, what="virtio and NVMe disks")
+            argv += ["-device", f"{_pci_disk(disk, capabilities, index)},{boot},{place}"]
+            on_pci += 1
+    return tuple(argv)
+
+
+def _pci_disk(disk: Disk, capabilities: Capabilities, index: int) -> str:
+    if disk.bus is DiskBus.VIRTIO:
+        return "virtio-blk-pci"
+    capabilities.require_device("nvme")
+    # NVMe demands a serial number; guests tell disks apart by it.
+    return f"nvme,serial=arcsup-disk{index}"
+
+
+def cdrom_args(vm: Vm, media: tuple[Medium, ...]) -> Argv:
+    """Return the CD-ROM drives: ``cd0`` … change their medium by these ids over QMP.
+
+    They count down from the last SATA port, and disks up from the first: neither moves the other.
+    They boot after the disks, so that an installed system starts instead of its installer.
+    """
+    drives = sum(disk.bus is DiskBus.SATA for disk in vm.disks) + len(media)
+    if drives > SATA_PORTS:
+        raise Terminal(
+            f"{drives} SATA disks and CD-ROMs together", hint=f"there are {SATA_PORTS} ports"
+        )
+    argv: list[str] = []
+    for index, medium in enumerate(media):
+        place = f"bootindex={len(vm.disks) + index + 1},bus=ide.{SATA_PORTS - 1 - index}"
+        argv += [
+            "-blockdev", f"driver=raw,node-name=cd{index}-medium,read-only=on,{medium.protocol}",
+            "-device", f"ide-cd,id=cd{index},drive=cd{index}-medium,{place}",
+        ]  # fmt: skip
+    return tuple(argv)

@@ -1,0 +1,115 @@
+"""Folders of the host in the guest: virtiofs where a virtiofsd can run, else 9p.
+
+Sources: virtiofsd's README (the Rust one), docs/tools/virtiofsd.rst of QEMU 7.2 (the C one),
+and QEMU's own -help for 9p.
+"""
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from attrs import frozen
+
+from arcsup.errors import ArcsupError, Terminal
+from arcsup.model import Argv, Share
+from arcsup.vm.capabilities import Capabilities
+from arcsup.vm.options import Slot, escape, on_off, pci_place
+from arcsup.vm.programs import run_program
+from arcsup.vm.sockets import Listener
+from arcsup.vm.tpm import HelperCommand
+
+VIRTIOFSD_BINARIES = (
+    Path("/usr/libexec/virtiofsd"),
+    Path("/usr/lib/virtiofsd"),
+    Path("/usr/lib/qemu/virtiofsd"),
+)
+
+
+@frozen
+class Virtiofsd:
+    """A virtiofsd. ``readonly`` tells whether it can refuse the guest's writes."""
+
+    binary: Path
+    flavour: Literal["rust", "c"]
+    readonly: bool
+
+    def serves(self, share: Share) -> bool:
+        """Whether it can serve that share as asked for."""
+        return self.readonly or not share.readonly
+
+
+async def find_virtiofsd(
+    binaries: tuple[Path, ...] = VIRTIOFSD_BINARIES, *, root: bool
+) -> Virtiofsd | None:
+    """Return a virtiofsd that can run here; None means 9p.
+
+    Only root gets one: for anybody else the sandbox needs subordinate ids and newuidmap, and the
+    C one refuses to run. 9p needs nothing and gives the guest the caller's own rights.
+    """
+    for binary in binaries if root else ():
+        if not os.access(binary, os.X_OK):
+            continue
+        try:
+            finished = await run_program((str(binary), "--help"), seconds=5)
+        except ArcsupError:
+            continue
+        usage = finished.stdout + finished.stderr
+        if finished.returncode == 0 and b"--fd" in usage:
+            flavour: Literal["rust", "c"] = "rust" if b"--shared-dir" in usage else "c"
+            return Virtiofsd(binary, flavour, readonly=b"--readonly" in usage)
+    return None
+
+
+def virtiofs_helper(
+    virtiofsd: Virtiofsd, share: Share, source: Path, listener: Listener, index: int
+) -> HelperCommand:
+    """Return the server of one share; it ends when QEMU closes the connection."""
+    place = f"--socket-path={listener.path}" if listener.fd is None else f"--fd={listener.fd}"
+    binary = str(virtiofsd.binary)
+    if virtiofsd.flavour == "rust":
+        refuse = ("--readonly",) if share.readonly else ()
+        argv: Argv = (binary, place, f"--shared-dir={source}", "--log-level=warn", *refuse)
+    else:
+        # libfuse's option parser: a backslash keeps a comma inside a value.
+        folder = str(source).replace("\\", "\\\\").replace(",", "\\,")
+        argv = (binary, place, "-f", "-o", f"source={folder}", "-o", "log_level=warn")
+    pass_fds = () if listener.fd is None else (listener.fd,)
+    return HelperCommand(f"virtiofs{index}", argv, pass_fds)
+
+
+def share_args(
+    shares: tuple[Share, ...],
+    listeners: tuple[Listener | None, ...],
+    capabilities: Capabilities,
+    images: Path,
+    *,
+    root: bool,
+) -> Argv:
+    """Return the options of all shares; a listener means that a virtiofsd serves there."""
+    argv: list[str] = []
+    for index, (share, listener) in enumerate(zip(shares, listeners, strict=True)):
+        place = pci_place(Slot.SHARES, index, slots=2, what="shares")
+        name, tag = f"share{index}", escape(share.tag)
+        if listener is not None:
+            argv += [
+                "-chardev", f"socket,id={name},path={escape(listener.path)}",
+                "-device", f"vhost-user-fs-pci,id={name},chardev={name},tag={tag},{place}",
+            ]  # fmt: skip
+            continue
+        capabilities.require_device("virtio-9p-pci", "install a virtiofsd, or a QEMU with 9p")
+        # Who is not root cannot give files to others; "none" lets those calls fail quietly.
+        model = "passthrough" if root else "none"
+        how = f"security_model={model},multidevs=remap,readonly={on_off(share.readonly)}"
+        argv += [
+            "-fsdev", f"local,id={name},path={escape(images / share.path)},{how}",
+            "-device", f"virtio-9p-pci,id={name},fsdev={name},mount_tag={tag},{place}",
+        ]  # fmt: skip
+    return tuple(argv)
+
+
+def check_share(share: Share, images: Path) -> Path:
+    """Return the folder of a share. Raises Terminal when it is not there."""
+    source = images / share.path
+    if not source.is_dir():
+        raise Terminal(f"shares: {source} is no folder", hint="make it, or correct the path")
+    return source
