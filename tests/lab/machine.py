@@ -1,0 +1,185 @@
+"""The lab's machine: build its command line, start it, pass its output on, end it when it hangs.
+
+Run by tests/lab/run, which has prepared everything that is needed.
+"""
+
+import argparse
+import contextlib
+import os
+import selectors
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+LAB = Path(__file__).resolve().parent
+TOP = LAB.parent.parent
+
+DEADLINE_EXIT = 124
+"""What timeout(1) returns too."""
+
+KERNEL_OPTIONS = [
+    "intel_iommu=on",
+    "hugepages=64",  # of 2 MiB, half of them on each node
+    "mitigations=off",  # costly under TCG, and nothing secret is in here
+    "loglevel=5",
+    # The sample drivers and vgpu_sim are not part of Debian's signed kernel.
+    "module.sig_enforce=0",
+]
+
+
+def machine_options() -> list[str]:
+    """QEMU's options for what a host with cards has and virtme-ng's guest has not.
+
+    The guest finds: an IOMMU with interrupt remapping; two NUMA nodes of a CPU and 1.5 GiB each; on
+    node 1 an NVMe PF with four VFs; two unbound display functions (cards for vgpu_sim); an empty
+    hot-plug slot with room for a display device's memory; this QEMU's own QMP behind a port.
+    """
+    return [
+        "-machine", "q35,kernel-irqchip=split",
+        "-device", "intel-iommu,intremap=on,caching-mode=on",
+        # The host's files once more: virtme-ng mounts them without a cache, tests/lab/inside with.
+        "-fsdev", "local,id=cached,path=/,security_model=none,readonly=on,multidevs=remap",
+        "-device", "virtio-9p-pci,fsdev=cached,mount_tag=cached",
+        # Both ends of one socket are this QEMU's: its monitor listens, its serial port connects.
+        "-chardev", "socket,id=qmp,path=qmp,server=on,wait=off",
+        "-mon", "chardev=qmp,mode=control",
+        "-chardev", "socket,id=qmp-port,path=qmp",
+        "-device", "virtio-serial-pci",
+        "-device", "virtserialport,chardev=qmp-port,name=outer-qmp",
+        "-device", "pxb-pcie,id=node1,bus_nr=64,numa_node=1",
+        "-device", "pcie-root-port,id=pf-port,bus=node1,chassis=1,slot=1",
+        "-device", "nvme-subsys,id=subsys",
+        "-device", "nvme,id=pf,serial=lab,subsys=subsys,bus=pf-port,"
+        "sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=16,msix_qsize=16",
+        "-device", "pcie-root-port,id=card0-port,chassis=2,slot=2",
+        "-device", "bochs-display,id=card0,bus=card0-port",
+        "-device", "pcie-root-port,id=card1-port,chassis=3,slot=3",
+        "-device", "bochs-display,id=card1,bus=card1-port",
+        "-device", "pcie-root-port,id=empty-port,chassis=4,slot=4,mem-reserve=64M,pref64-reserve=256M",
+    ]  # fmt: skip
+
+
+def guest_command(kernel: Path, output: Path, mode: str, kvm: bool) -> list[str]:
+    """The whole virtme-run command line (virtme-ng's lower half: vng adds nothing we need)."""
+    image = next(kernel.glob("boot/vmlinux-*"))
+    inside = LAB / "inside"
+    options = [*KERNEL_OPTIONS, f"arcsup.checkout={TOP}", f"arcsup.python={sys.base_prefix}"]
+    return [
+        "virtme-run",
+        "--kimg", str(image), "--mods", "auto",
+        "--disable-microvm", "--force-9p", "--disable-monitor",
+        *([] if kvm else ["--disable-kvm"]),
+        "--cpus", "2,sockets=2", "--memory", "3G",
+        "--numa", "1536M,cpus=0", "--numa", "1536M,cpus=1",
+        "--overlay-rwdir", "/etc", "--overlay-rwdir", "/var",
+        "--rwdir", f"/run/lab={output}",
+        *(f"--kopt={option}" for option in options),
+        *(
+            ["--shell", str(inside)]
+            if mode == "shell"
+            else ["--show-boot-console", "--script-sh", str(inside)]
+        ),
+        "--qemu-opts", *machine_options(),
+    ]  # fmt: skip
+
+
+def find_kvm(kernel: Path, cache: Path) -> bool:
+    """Whether a guest under KVM gets to its end: on some machines /dev/kvm is there and it hangs.
+
+    A kernel without a root panics and, with panic=-1, resets; -no-reboot makes that QEMU's end.
+    The answer is kept for this boot of the host.
+    """
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return False
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    answer = cache / f"kvm-{boot_id}"
+    if not answer.exists():
+        image = next(kernel.glob("boot/vmlinux-*"))
+        command = [
+            "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-m", "512M", "-nographic",
+            "-nodefaults", "-no-reboot", "-kernel", str(image), "-append", "panic=-1 quiet",
+        ]  # fmt: skip
+        works = False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            works = subprocess.run(command, capture_output=True, timeout=15).returncode == 0
+        answer.write_text("yes" if works else "no")
+    return answer.read_text() == "yes"
+
+
+def run_guest(command: list[str], output: Path, deadline: float) -> int:
+    """Run the guest's pytest; its output goes to stdout as it comes, and to OUTPUT/output.txt."""
+    console = output / "console.txt"
+    with (
+        console.open("wb") as errors,
+        (output / "output.txt").open("wb") as copy,
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            start_new_session=True,
+        ) as guest,
+        selectors.DefaultSelector() as selector,
+    ):
+        assert guest.stdout is not None
+        selector.register(guest.stdout, selectors.EVENT_READ)
+        end = time.monotonic() + deadline
+        try:
+            while selector.select(max(0.0, end - time.monotonic())):
+                data = os.read(guest.stdout.fileno(), 65536)
+                if not data:
+                    break
+                for target in (sys.stdout.buffer, copy):
+                    target.write(data)
+                    target.flush()
+            else:
+                show_tail(f"the guest did not end within {deadline:.0f} s", output)
+                return DEADLINE_EXIT
+            status = guest.wait(timeout=60)
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(guest.pid, signal.SIGKILL)
+    if not (output / "finished").exists():
+        show_tail("the guest ended before pytest did", output)
+        return status or 1
+    return status
+
+
+def show_tail(what: str, output: Path) -> None:
+    """Say what happened and show the kernel's last words."""
+    print(f"\nlab: {what}; the last lines of its console and kernel log:", file=sys.stderr)
+    for name in ("console.txt", "kernel.log"):
+        path = output / name
+        if path.exists():
+            lines = path.read_text(errors="replace").splitlines()[-30:]
+            print(f"--- {path}", *lines, sep="\n", file=sys.stderr)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser()
+    for option in ("--kernel", "--output", "--cache"):
+        parser.add_argument(option, type=Path, required=True)
+    parser.add_argument("--mode", choices=["pytest", "shell"], required=True)
+    parser.add_argument("--deadline", type=float, required=True)
+    parser.add_argument("pytest", nargs="*")
+    arguments = parser.parse_args()
+    output: Path = arguments.output.resolve()
+    shutil.rmtree(output, ignore_errors=True)
+    output.mkdir(parents=True)
+    pytest = [*arguments.pytest, *(["--color=yes"] if sys.stdout.isatty() else [])]
+    (output / "arguments").write_text("".join(f"{argument}\0" for argument in pytest))
+    kvm = find_kvm(arguments.kernel, arguments.cache)
+    command = guest_command(arguments.kernel, output, arguments.mode, kvm)
+    (output / "command.txt").write_text(shlex.join(command) + "\n")
+    os.chdir(output)  # where the QMP socket is made: its path may have 107 bytes at most
+    if arguments.mode == "shell":
+        return subprocess.call(command)
+    return run_guest(command, output, arguments.deadline)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
