@@ -1,1 +1,1 @@
-"""VM files and the daemon's configuration: YAML text in, values or every fault with its line out."""
+"""VM files and the daemon's configuration: YAML text in, values or every fault out."""

@@ -1,0 +1,130 @@
+"""A VM file's text -> a Vm or every fault, and back."""
+
+import re
+from pathlib import Path
+from uuid import UUID
+
+from attrs import evolve, frozen
+
+from arcsup.model import Display, DisplayType, Vm, VmName
+from arcsup.spec.codec import Json
+from arcsup.spec.faults import Fault, Mark, Problem, Problems, error_of, place
+from arcsup.spec.identity import derive_uuid
+from arcsup.spec.nodes import Scalar, compose, decode, mark_at
+from arcsup.spec.tables import VM
+from arcsup.spec.units import parse_name
+
+_LIBVFIO = re.compile(r"^---[ \t]+!n!custom:Config\b", re.MULTILINE)
+_NO_UUID = UUID(int=0)
+
+
+@frozen
+class Parsed:
+    """What a file says. ``vm`` is None exactly when there are faults; ``name`` is a best guess."""
+
+    name: VmName
+    vm: Vm | None
+    faults: tuple[Fault, ...] = ()
+    warnings: tuple[str, ...] = ()
+
+
+def read_vm(source: str | bytes, file: Path, machine_id: str) -> Parsed:
+    """Return the VM of a native file, or all that is wrong with it. No input, no output.
+
+    ``file`` gives the default name and stands in the faults; ``machine_id`` makes the uuid.
+    """
+    stem = VmName(file.stem)
+    try:
+        refuse_libvfio(decode(source))
+        root = compose(source)
+    except Problems as found:
+        return Parsed(stem, None, place(found.problems, file))
+    named = root.find("name")
+    problems: list[Problem] = []
+    if named is None:
+        problems += _stem_problems(file.stem)
+    vm, more = VM.read_all(root, "", {"name": stem, "uuid": _NO_UUID})
+    problems += more
+    name = VmName(named.text) if isinstance(named, Scalar) and _is_name(named.text) else stem
+    if problems or vm is None:
+        return Parsed(name, None, place(problems, file))
+    if vm.uuid == _NO_UUID:
+        vm = evolve(vm, uuid=derive_uuid(machine_id, vm.name))
+    return Parsed(vm.name, vm, (), tuple(f"{file}: {line}" for line in find_doubts(vm)))
+
+
+def load_vm(source: str | bytes, file: Path, machine_id: str) -> Vm:
+    """Return the VM of a native file. Raises SpecError with all faults, one per line."""
+    parsed = read_vm(source, file, machine_id)
+    if parsed.vm is None:
+        raise error_of(parsed.faults)
+    return parsed.vm
+
+
+def vm_to_native(vm: Vm) -> dict[str, Json]:
+    """Return the VM in the file's own keys, defaults filled in; ``read_vm`` gives it back."""
+    written = VM.write(vm)
+    assert isinstance(written, dict)
+    return written
+
+
+def differences(old: Vm, new: Vm) -> tuple[str, ...]:
+    """Return the keys of the file whose values differ, such as ``cpus.cores``."""
+    return tuple(_differ(vm_to_native(old), vm_to_native(new), ""))
+
+
+def find_doubts(vm: Vm) -> list[str]:
+    """Return what is allowed in a VM but may not be meant, one line each."""
+    doubts: list[str] = []
+    if _is_open(vm.display):
+        doubts.append(
+            f"display.listen: {vm.display.listen} shows the screen without a password to whoever "
+            "reaches it; a unix socket (no `listen`) or 127.0.0.1 does not"
+        )
+    if vm.qemu.args:
+        doubts.append("qemu.args: is passed to QEMU unchecked")
+    return doubts
+
+
+def refuse_libvfio(text: str) -> None:
+    """Raise Problems for a file in LibVF.IO's dialect (``--- !n!custom:Config``)."""
+    if match := _LIBVFIO.search(text):
+        raise Problems.one(mark_at(text, match.start()), "", "LibVF.IO file: not supported yet")
+
+
+def _stem_problems(stem: str) -> list[Problem]:
+    try:
+        parse_name(stem)
+    except ValueError as error:
+        message = f"the file's stem {stem!r}: {error}; rename the file or give a name"
+        return [Problem(Mark(), "name", message)]
+    return []
+
+
+def _is_name(text: str) -> bool:
+    try:
+        parse_name(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _is_open(display: Display) -> bool:
+    listens = display.type in {DisplayType.SPICE, DisplayType.VNC}
+    local = display.listen is None or display.listen == "::1" or display.listen.startswith("127.")
+    return listens and not local
+
+
+def _differ(old: Json, new: Json, path: str) -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = [*old, *(key for key in new if key not in old)]
+        pairs = [(old.get(key), new.get(key), f"{path}.{key}" if path else key) for key in keys]
+    elif isinstance(old, list) and isinstance(new, list):
+        count = max(len(old), len(new))
+        pairs = [
+            (old[n] if n < len(old) else None, new[n] if n < len(new) else None, f"{path}[{n}]")
+            for n in range(count)
+        ]
+    else:
+        return [] if old == new and type(old) is type(new) else [path]
+    return [key for before, after, at in pairs for key in _differ(before, after, at)]
