@@ -41,6 +41,11 @@ class Problems(Exception):  # noqa: N818 - it carries findings to the caller, wh
         """Return the exception for a single problem."""
         return cls([Problem(mark, path, message)])
 
+    @classmethod
+    def whole(cls, message: str) -> Self:
+        """Return the exception for a problem of the whole file."""
+        return cls.one(Mark(), "", message)
+
 
 @frozen
 class Fault:

@@ -90,9 +90,9 @@ def compose(source: str | bytes) -> Mapping:
     except yaml.MarkedYAMLError as error:
         raise _syntax_problem(error, text) from None
     except yaml.YAMLError as error:
-        raise Problems.one(Mark(), "", f"no YAML: {error}") from None
+        raise Problems.whole(f"no YAML: {error}") from None
     if root is None or (isinstance(root, Scalar) and root.type == "null"):
-        raise Problems.one(Mark(), "", "the file is empty, expected a map of keys and values")
+        raise Problems.whole("the file is empty, expected a map of keys and values")
     if not isinstance(root, Mapping):
         raise Problems.one(root.mark, "", f"expected a map of keys and values, got {tell(root)}")
     return root
@@ -101,7 +101,7 @@ def compose(source: str | bytes) -> Mapping:
 def decode(source: str | bytes) -> str:
     """Return the text of a file. Raises Problems when it is too long or holds no text."""
     if len(source) > LARGEST_FILE:
-        raise Problems.one(Mark(), "", f"the file is longer than {LARGEST_FILE >> 20} MiB")
+        raise Problems.whole(f"the file is longer than {LARGEST_FILE >> 20} MiB")
     if isinstance(source, bytes):
         try:
             text = source.decode("utf-8")
@@ -255,7 +255,7 @@ def _alias(event: yaml.AliasEvent, anchors: dict[str, Node]) -> Node:
 def _syntax_problem(error: yaml.MarkedYAMLError, text: str) -> Problems:
     mark = error.problem_mark or error.context_mark
     if mark is None:
-        return Problems.one(Mark(), "", f"no YAML: {error.problem}")
+        return Problems.whole(f"no YAML: {error.problem}")
     lines = _BREAK.split(text)
     line = min(mark.line, len(lines) - 1)
     column = min(mark.column, len(lines[line])) if line == mark.line else len(lines[line])

@@ -1,0 +1,183 @@
+"""The daemon's configuration, arcsup.yaml: the same reader, the same faults as a VM file."""
+
+from enum import StrEnum
+from pathlib import Path
+
+from attrs import frozen
+
+from arcsup.model import Seconds
+from arcsup.spec.codec import Choice, Flag, Items, Json, Number, Text, Token
+from arcsup.spec.faults import Problems, error_of, place
+from arcsup.spec.nodes import compose
+from arcsup.spec.struct import Key, Struct, Words
+from arcsup.spec.tables import DURATION_TOKEN
+from arcsup.spec.units import HEX_ID, PCI_ADDRESS, parse_device_id, parse_pci_address
+
+
+RESYNC = Seconds(30.0)
+
+
+class OnExit(StrEnum):
+    """What happens to running VMs when the daemon is asked to end."""
+
+    LEAVE = "leave"
+    STOP = "stop"
+
+
+class LogLevel(StrEnum):
+    """The least important messages that are logged."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class Placement(StrEnum):
+    """Which card a slice is taken from: the fullest that has room, or the emptiest."""
+
+    PACK = "pack"
+    SPREAD = "spread"
+
+
+@frozen
+class GpuPolicy:
+    """What may be done with the GPUs that ``match``: a PCI address, ``VENDOR[:DEVICE]``, ``*``.
+
+    ``vfs`` None leaves the number of virtual functions as it is. ``mixed_sizes`` lets vGPU types
+    of several sizes share a card.
+    """
+
+    match: str
+    exclude: bool = False
+    vfs: int | None = None
+    mixed_sizes: bool = False
+
+
+@frozen
+class Config:
+    """The daemon's configuration. A directory that is None has the place's own default.
+
+    ``group`` owns the control socket. ``start_limit`` is how many VMs may be starting at once;
+    None is twice the CPUs of the host.
+    """
+
+    vm_dir: Path | None = None
+    runtime_dir: Path | None = None
+    state_dir: Path | None = None
+    log_dir: Path | None = None
+    sysfs_root: Path | None = None
+    group: str | None = None
+    on_exit: OnExit = OnExit.LEAVE
+    resync: Seconds = RESYNC
+    log_level: LogLevel = LogLevel.INFO
+    start_limit: int | None = None
+    placement: Placement = Placement.PACK
+    gpus: tuple[GpuPolicy, ...] = ()
+
+
+def _parse_match(text: str) -> str:
+    if text == "*":
+        return text
+    try:
+        return parse_pci_address(text)
+    except ValueError:
+        vendor, colon, device = text.partition(":")
+        try:
+            ids = [parse_device_id(vendor), *([parse_device_id(device)] if colon else [])]
+        except ValueError:
+            raise ValueError("expected *, a PCI address, or ids such as 10de:2230") from None
+        return ":".join(ids)
+
+
+def _parse_directory(text: str) -> Path:
+    if not text.startswith("/") or not text.isprintable():
+        raise ValueError("expected an absolute path")
+    return Path(text)
+
+
+def _parse_resync(text: str) -> Seconds:
+    length = DURATION_TOKEN.parse(text)
+    if length < 1:
+        raise ValueError("expected at least 1s")
+    return length
+
+
+DIRECTORY = Token("an absolute path", r"/.*", _parse_directory)
+
+GPU_POLICY = Struct(
+    GpuPolicy,
+    (
+        Key(
+            "match",
+            Token(
+                "a PCI address, VENDOR[:DEVICE] or *",
+                rf"\*|{PCI_ADDRESS}|{HEX_ID}(:{HEX_ID})?",
+                _parse_match,
+                number=True,
+            ),
+            "which GPUs: a PCI address, ids such as `10de:2230`, or `*`",
+            required=True,
+        ),
+        Key("exclude", Flag(), "never touch them"),
+        Key("vfs", Words(Number(0, 65535), words={"leave": None}), "virtual functions to enable"),
+        Key("mixedSizes", Flag(), "vGPU types of several sizes may share a card"),
+    ),
+)
+
+CONFIG = Struct(
+    Config,
+    (
+        Key("vmDir", DIRECTORY, "directory of the VM files"),
+        Key("runtimeDir", DIRECTORY, "sockets, and a runtime folder for each VM"),
+        Key("stateDir", DIRECTORY, "images, operator intent, ownership journal"),
+        Key("logDir", DIRECTORY, "logs of the VMs"),
+        Key("sysfsRoot", DIRECTORY, "the kernel's device tree"),
+        Key(
+            "group",
+            Text("a group's name", pattern=r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"),
+            "group that may use the control socket",
+        ),
+        Key("onExit", Choice(OnExit), "what happens to running VMs when the daemon ends"),
+        Key(
+            "resync",
+            Token("a duration", DURATION_TOKEN.pattern, _parse_resync, DURATION_TOKEN.show, True),
+            "longest time between two looks at everything",
+        ),
+        Key("logLevel", Choice(LogLevel), "least important messages that are logged"),
+        Key(
+            "startLimit",
+            Words(Number(1, 10_000), words={"auto": None}),
+            "VMs that may be starting at once; auto is twice the CPUs of the host",
+        ),
+        Key("placement", Choice(Placement), "take slices from the fullest or the emptiest card"),
+        Key("gpus", Items(GPU_POLICY), "what may be done with which GPUs; the first match counts"),
+    ),
+)
+
+
+def read_config(source: str | bytes, file: Path) -> Config:
+    """Return the configuration that a file's text holds. Raises SpecError with all faults."""
+    try:
+        return CONFIG.read(compose(source), "")
+    except Problems as found:
+        raise error_of(place(found.problems, file)) from None
+
+
+def load_config(file: Path) -> Config:
+    """Return the configuration of a file, the defaults when there is none. Raises SpecError."""
+    try:
+        source = file.read_bytes()
+    except FileNotFoundError:
+        return Config()
+    except OSError as error:
+        message = f"cannot be read: {error.strerror}"
+        raise error_of(place(Problems.whole(message).problems, file)) from None
+    return read_config(source, file)
+
+
+def config_to_native(config: Config) -> dict[str, Json]:
+    """Return the configuration in the file's own keys, defaults filled in."""
+    written = CONFIG.write(config)
+    assert isinstance(written, dict)
+    return written
