@@ -95,6 +95,9 @@ class FakeSupervisor:
     planned: list[Step] = field(factory=list)
     log: EventLog = field(factory=lambda: EventLog(capacity=50))
     places: dict[str, str] = field(factory=dict)
+    followed: threading.Event = field(factory=threading.Event)
+    """Set once somebody follows the events."""
+
     stuck: bool = False
     """``settle`` and ``wait_for`` never come to an end by themselves."""
 
@@ -207,6 +210,7 @@ class FakeSupervisor:
         return self.log.since(since, vm)
 
     def follow(self, since: int, vm: str | None) -> AsyncGenerator[tuple[int, Event], None]:
+        self.followed.set()
         return self.log.follow(since, vm)
 
     def metrics(self) -> bytes:

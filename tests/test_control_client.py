@@ -5,14 +5,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fake_supervisor import (
-    PNG,
-    FakeSupervisor,
-    make_crashed,
-    make_event,
-    make_status,
-    serve_in_thread,
-)
 
 from arcsup.control.client import Client, find_socket, vm_path
 from arcsup.control.requests import STATUS_OF_CODE
@@ -27,6 +19,14 @@ from arcsup.errors import (
     TimedOut,
     Transient,
     UsageError,
+)
+from tests.fake_supervisor import (
+    PNG,
+    FakeSupervisor,
+    make_crashed,
+    make_event,
+    make_status,
+    serve_in_thread,
 )
 
 

@@ -3,12 +3,12 @@ from contextlib import aclosing
 
 import trio
 import trio.testing
-from fake_supervisor import make_event
 from hypothesis import given
 from hypothesis import strategies as st
 
 from arcsup.control.events import EventLog
 from arcsup.model import Event
+from tests.fake_supervisor import make_event
 
 
 def fill(log: EventLog, count: int) -> None:

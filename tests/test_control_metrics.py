@@ -1,8 +1,8 @@
-from fake_supervisor import make_status
 from prometheus_client.parser import text_string_to_metric_families
 
 from arcsup.control.metrics import Metrics
 from arcsup.model import ExitClass, State
+from tests.fake_supervisor import make_status
 
 
 def read(metrics: Metrics, *states: State) -> dict[tuple[str, ...], float]:

@@ -2,10 +2,10 @@ import json
 from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
-from fake_supervisor import START, make_crashed, make_event, make_status
 
 from arcsup.control.views import view_event, view_status, view_time, view_vm, view_why
 from arcsup.model import State, VmName, Why, WhyLink
+from tests.fake_supervisor import START, make_crashed, make_event, make_status
 
 
 def test_times_are_rfc_3339_in_utc() -> None:

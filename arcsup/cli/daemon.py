@@ -1,10 +1,10 @@
 """The verb daemon: the supervisor itself, in the foreground."""
 
-from pathlib import Path
+from typing import Unpack
 
 import click
 
-from arcsup.cli.places import find_places, place_options
+from arcsup.cli.places import PlaceOptions, find_places, place_options
 from arcsup.cli.session import Session
 
 
@@ -13,28 +13,19 @@ from arcsup.cli.session import Session
 @click.option(
     "--on-exit",
     type=click.Choice(["leave", "stop"]),
-    default="leave",
-    show_default=True,
-    help="What becomes of running VMs when the daemon ends.",
+    help="What becomes of running VMs when the daemon ends.  [default: leave]",
 )
 @click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
-    default="info",
-    show_default=True,
-    help="How much is logged.",
+    help="The least important messages that are logged.  [default: info]",
 )
 @click.pass_obj
 def daemon(
     session: Session,
-    config: Path | None,
-    vms: Path | None,
-    run: Path | None,
-    state: Path | None,
-    log_dir: Path | None,
-    sysfs: Path | None,
-    on_exit: str,
-    log_level: str,
+    on_exit: str | None,
+    log_level: str | None,
+    **options: Unpack[PlaceOptions],
 ) -> int:
     """Run the supervisor in the foreground.
 
@@ -48,9 +39,6 @@ def daemon(
     from arcsup.daemon import run_daemon
     from arcsup.logs import set_up_logging
 
-    named = None if session.run is None else Path(session.run)
-    places, settings = find_places(
-        config=config, vms=vms, run=run or named, state=state, log_dir=log_dir, sysfs=sysfs
-    )
-    set_up_logging(log_level)
-    return run_daemon(places=places, config=settings, on_exit=on_exit)
+    places, settings = find_places(session.run, **options)
+    set_up_logging(log_level or settings.log_level)
+    return run_daemon(places=places, config=settings, on_exit=on_exit or settings.on_exit)

@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from arcsup.cli.session import Session, name_argument
-from arcsup.control.client import vm_path
 from arcsup.errors import DaemonUnreachable, ExitCode, NoSuchObject, NotPermitted
 from arcsup.places import Places
 
@@ -20,7 +19,7 @@ BLOCK = 1 << 16
 # What a terminal acts on: control sequences (ECMA-48), operating system commands, lone controls.
 _CONTROLS = re.compile(
     rb"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)|\x1b[@-_a-z]?"
-    rb"|[\x00-\x08\x0b-\x1a\x7f]"
+    rb"|[\x00-\x08\x0b-\x1f\x7f]"
 )
 
 
@@ -76,9 +75,23 @@ class Tail:
 )
 @click.option("--console", "only", flag_value="console", help="Only the guest's serial console.")
 @click.option("--qemu", "only", flag_value="qemu", help="Only what QEMU itself wrote.")
+@click.option(
+    "--log-dir",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Where the logs are; by default the daemon is asked.",
+)
 @click.option("--raw", is_flag=True, help="Leave the guest's terminal control sequences in.")
 @click.pass_obj
-def logs(session: Session, name: str, follow: bool, lines: int, only: str | None, raw: bool) -> int:
+def logs(
+    session: Session,
+    name: str,
+    follow: bool,
+    lines: int,
+    only: str | None,
+    log_dir: Path | None,
+    raw: bool,
+) -> int:
     """Show a VM's logs: the guest's serial console and QEMU's messages.
 
     They are kept when the VM is gone, and can be read without a daemon.
@@ -87,7 +100,7 @@ def logs(session: Session, name: str, follow: bool, lines: int, only: str | None
     Example:
       arcsup logs web -f --console
     """
-    directory = find_logs(session, name)
+    directory = find_logs(session, name, log_dir)
     kinds = [only] if only else ["qemu", "console"]
     tails = [Tail(directory / f"{kind}.log") for kind in kinds]
     writer = _Writer(headed=len(tails) > 1, raw=raw)
@@ -104,21 +117,24 @@ def logs(session: Session, name: str, follow: bool, lines: int, only: str | None
     return ExitCode.OK
 
 
-def find_logs(session: Session, name: str) -> Path:
-    """Return the VM's log directory, of the daemon or of the default places.
+def find_logs(session: Session, name: str, log_dir: Path | None = None) -> Path:
+    """Return the VM's log directory: in ``log_dir``, else of the daemon, else the default place.
 
-    Raises NoSuchObject when the daemon does not know the VM and no logs of it are left.
+    Raises NoSuchObject when there are no logs of that name.
     """
-    try:
-        log = Path(session.client.get("/v1/daemon")["places"]["log"])
-    except DaemonUnreachable:
-        log = Places.default().log
+    log = log_dir or _ask_log_dir(session)
     # A name is one path component; anything else would lead out of the directory.
-    directory = log / name if Path(name).name == name and name != ".." else None
+    directory = log / name if Path(name).name == name and name not in {"", ".."} else None
     if directory is not None and directory.is_dir():
         return directory
-    session.client.get(vm_path(name))
-    raise NoSuchObject(f"{name} has no logs yet", f"it has not been started; arcsup why {name}")
+    raise NoSuchObject(f"there are no logs of {name} in {log}", f"arcsup why {name}")
+
+
+def _ask_log_dir(session: Session) -> Path:
+    try:
+        return Path(session.client.get("/v1/daemon")["places"]["log"])
+    except DaemonUnreachable:
+        return Places.default().log
 
 
 class _Writer:
@@ -144,4 +160,4 @@ class _Writer:
 
 def strip_controls(content: bytes) -> bytes:
     """Return a log without what would move, colour or clear the reader's terminal."""
-    return _CONTROLS.sub(b"", content.replace(b"\r\n", b"\n"))
+    return _CONTROLS.sub(b"", content)

@@ -37,6 +37,11 @@ VERBS: dict[str, dict[str, str]] = {
         "qmp": "arcsup.cli.monitor:qmp",
         "screenshot": "arcsup.cli.monitor:screenshot",
     },
+    "VM files": {
+        "check": "arcsup.cli.files:check",
+        "qemu": "arcsup.cli.files:qemu",
+        "schema": "arcsup.cli.files:schema",
+    },
     "The program": {
         "daemon": "arcsup.cli.daemon:daemon",
         "reload": "arcsup.cli.program:reload",
@@ -77,6 +82,17 @@ class LazyGroup(click.Group):
         if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
             raise UnknownVerb(args[0], [*self.list_commands(ctx), *ALIASES])
         return super().resolve_command(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run the verb; when nobody reads its output any more, end as SIGPIPE would."""
+        try:
+            code = super().invoke(ctx)
+            sys.stdout.flush()
+        except BrokenPipeError:
+            # Python flushes stdout once more at its end, and would complain there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return BROKEN_PIPE
+        return code
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the verbs of each heading with their first lines."""
@@ -130,7 +146,6 @@ def run(arguments: Sequence[str]) -> int:
             reconfigure(errors="replace")
     try:
         code = cli.main(list(arguments), prog_name=program, standalone_mode=False)
-        sys.stdout.flush()
     except SpecError as error:
         # FILE:LINE:COL at the beginning of a line is what editors jump to.
         print(error.message, file=sys.stderr)
@@ -150,8 +165,4 @@ def run(arguments: Sequence[str]) -> int:
         return ExitCode.FAILED
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except BrokenPipeError:
-        # Python flushes stdout once more at its end, and would complain there.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return BROKEN_PIPE
     return code if isinstance(code, int) else ExitCode.OK

@@ -143,9 +143,9 @@ def use_colour() -> bool:
     return wanted and sys.stdout.isatty()
 
 
-def paint(text: str, colour: str | None, *, bold: bool = False) -> str:
+def paint(text: str, colour: str | None) -> str:
     """Return ``text`` in a colour, where colours are wanted."""
-    return click.style(text, fg=colour, bold=bold) if colour and use_colour() else text
+    return click.style(text, fg=colour) if colour and use_colour() else text
 
 
 def paint_state(text: str, shown: str | None = None) -> str:

@@ -3,10 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 import click
 
+from arcsup.errors import NoSuchObject
 from arcsup.places import Places
 
 if TYPE_CHECKING:
@@ -14,53 +15,58 @@ if TYPE_CHECKING:
 
 T = TypeVar("T", bound=Callable[..., object])
 
-_DIRECTORIES = {
-    "--sysfs": "The kernel's device tree.",
-    "--log-dir": "Logs of each VM.",
-    "--state": "Images, the operator's intent, the ownership journal.",
-    "--run": "Sockets and runtime folders.",
-    "--vms": "VM files, one NAME.yaml each.",
-    "--config": "The configuration file.",
+
+class PlaceOptions(TypedDict):
+    """What ``place_options`` gives a verb: the options by name, None where not given."""
+
+    config: Path | None
+    vms: Path | None
+    run: Path | None
+    state: Path | None
+    log_dir: Path | None
+    sysfs: Path | None
+
+
+_OPTIONS = {
+    "--sysfs": ("DIR", "The kernel's device tree."),
+    "--log-dir": ("DIR", "Logs of each VM."),
+    "--state": ("DIR", "Images, the operator's intent, the ownership journal."),
+    "--run": ("DIR", "Sockets and runtime folders."),
+    "--vms": ("DIR", "VM files, one NAME.yaml each."),
+    "--config": ("FILE", "The configuration file."),
 }
 
 
 def place_options(command: T) -> T:
-    """Add an option for each place; the verb gets them by name, None where not given."""
-    for option, text in _DIRECTORIES.items():
-        metavar = "FILE" if option == "--config" else "DIR"
-        command = click.option(option, type=click.Path(path_type=Path), metavar=metavar, help=text)(
-            command
-        )
+    """Add the options of PlaceOptions to a verb."""
+    for option, (metavar, text) in _OPTIONS.items():
+        path = click.Path(path_type=Path)
+        command = click.option(option, type=path, metavar=metavar, help=text)(command)
     return command
 
 
-def find_places(
-    *,
-    config: Path | None,
-    vms: Path | None,
-    run: Path | None,
-    state: Path | None,
-    log_dir: Path | None,
-    sysfs: Path | None,
-) -> tuple[Places, "Config"]:
+def find_places(named_run: str | None, **options: Unpack[PlaceOptions]) -> tuple[Places, "Config"]:
     """Return the places and the configuration: an option beats the file, the file the default.
 
-    Every path is made absolute. Raises SpecError for a faulty configuration, NoSuchObject for one
-    that was named and is not there.
+    ``named_run`` is what stood before the verb. Every path is made absolute. Raises SpecError for
+    a faulty configuration, NoSuchObject for one that was named and is not there.
     """
-    from arcsup.spec.config import read_config
+    from arcsup.spec.config import load_config
 
     default = Places.default()
-    file = (config or default.config).absolute()
-    settings = read_config(file, required=config is not None)
+    file = (options["config"] or default.config).absolute()
+    if options["config"] and not file.exists():
+        raise NoSuchObject(f"there is no configuration file {file}")
+    settings = load_config(file)
+    run = options["run"] or (Path(named_run) if named_run else None)
     places = replace(
         default,
         config=file,
-        vms=_choose(vms, settings.vm_dir, default.vms),
+        vms=_choose(options["vms"], settings.vm_dir, default.vms),
         run=_choose(run, settings.runtime_dir, default.run),
-        state=_choose(state, settings.state_dir, default.state),
-        log=_choose(log_dir, settings.log_dir, default.log),
-        sysfs=_choose(sysfs, settings.sysfs_root, default.sysfs),
+        state=_choose(options["state"], settings.state_dir, default.state),
+        log=_choose(options["log_dir"], settings.log_dir, default.log),
+        sysfs=_choose(options["sysfs"], settings.sysfs_root, default.sysfs),
     )
     return places, settings
 

@@ -12,7 +12,7 @@ _LABEL_WIDTH = 12
 
 def print_status(vm: StatusJson, *, wide: bool) -> None:
     """Write one VM; ``wide`` adds its command line."""
-    state = paint(paint_state(vm["state"]), None, bold=True)
+    state = paint_state(vm["state"])
     dot = paint_state(vm["state"], "●" if vm["pid"] is not None else "○")
     print(f"{dot} {vm['name']}: {state} since {format_moment(vm['since'])}")
     for label, text in _describe(vm, wide=wide):

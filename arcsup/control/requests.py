@@ -4,6 +4,7 @@ import json
 import logging
 import math
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any, TypeVar
 
 import trio
@@ -75,10 +76,11 @@ async def read_body(request: Request) -> dict[str, Any]:
     """Return the request's JSON object; an empty body is {}. Raises UsageError."""
     body = bytearray()
     with trio.move_on_after(BODY_DEADLINE) as deadline:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > BODY_LIMIT:
-                raise UsageError(f"the body is longer than {BODY_LIMIT} bytes")
+        async with aclosing(request.stream()) as chunks:
+            async for chunk in chunks:
+                body += chunk
+                if len(body) > BODY_LIMIT:
+                    raise UsageError(f"the body is longer than {BODY_LIMIT} bytes")
     if deadline.cancelled_caught:
         raise UsageError(f"the body did not arrive within {BODY_DEADLINE:.0f} s")
     if not body:
