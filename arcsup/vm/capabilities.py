@@ -213,7 +213,9 @@ async def _ask(binary: Path, question: tuple[str, ...]) -> str:
 def _recall(file: Path) -> _Remembered | None:
     """Return a remembered answer; None when there is none, or an older arcsup wrote it."""
     try:
-        return _converter().structure(json.loads(file.read_bytes()), _Remembered)
+        answer = json.loads(file.read_bytes())
+        # cattrs takes it for granted that an object is one.
+        return _converter().structure(answer, _Remembered) if isinstance(answer, dict) else None
     except (OSError, ValueError, cattrs.BaseValidationError):
         return None
 

@@ -278,8 +278,8 @@ def _sandbox_args(vm: Vm, capabilities: Capabilities) -> Argv:
     """Return the seccomp filter, as tight as what the VM uses allows."""
     if "sandbox" not in capabilities.options:
         return ()
-    # The bridge helper is a program with privileges of its own.
-    helper = "allow" if any(net.type is NetworkType.BRIDGE for net in vm.networks) else "deny"
+    # The bridge helper is a program that QEMU starts, with privileges of its own (setuid).
+    bridged = any(network.type is NetworkType.BRIDGE for network in vm.networks)
     # GPU drivers and PipeWire set their threads' priorities; the filter would kill QEMU for it.
     priorities = (
         wants_gl(vm)
@@ -287,5 +287,6 @@ def _sandbox_args(vm: Vm, capabilities: Capabilities) -> Argv:
         or vm.audio is Audio.PIPEWIRE
     )
     resources = "allow" if priorities else "deny"
-    filters = f"elevateprivileges={helper},spawn={helper},resourcecontrol={resources}"
+    privileges, spawn = ("children", "allow") if bridged else ("deny", "deny")
+    filters = f"elevateprivileges={privileges},spawn={spawn},resourcecontrol={resources}"
     return ("-sandbox", f"on,obsolete=deny,{filters}")

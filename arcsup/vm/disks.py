@@ -68,7 +68,8 @@ async def create_missing_disks(vm: Vm, images: Path) -> None:
     for index, disk in enumerate(vm.disks):
         path = resolve_image(disk.path, images)
         what = f"disks[{index}]: {path}"
-        if not await trio.to_thread.run_sync(path.exists, abandon_on_cancel=True):
+        # In a thread: a dead network file system hangs whoever looks at it.
+        if not await trio.to_thread.run_sync(_is_there, path, what, abandon_on_cancel=True):
             await _create(disk, path, images, what)
         check = _check_image
         await trio.to_thread.run_sync(check, path, disk, what, abandon_on_cancel=True)
@@ -92,16 +93,27 @@ def check_files(vm: Vm, images: Path) -> None:
             ) from error
 
 
-def _check_image(path: Path, disk: Disk, what: str) -> None:
-    flags = os.O_RDONLY if disk.readonly else os.O_RDWR
+def _is_there(path: Path, what: str) -> bool:
     try:
-        # O_NONBLOCK: a FIFO of that name must not hang us.
-        with open(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as image:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise Terminal(f"{what}: {error.strerror}", hint="correct the path") from error
+    if not (stat.S_ISREG(mode) or stat.S_ISBLK(mode)):
+        raise Terminal(f"{what}: is no file and no block device", hint="correct the path")
+    return True
+
+
+def _check_image(path: Path, disk: Disk, what: str) -> None:
+    try:
+        with path.open("rb") as image:
             is_qcow2 = image.read(len(QCOW2_MAGIC)) == QCOW2_MAGIC
     except OSError as error:
-        raise Terminal(
-            f"{what}: {error.strerror}", hint="check what is there, its owner and its mode"
-        ) from error
+        raise Terminal(f"{what}: {error.strerror}", hint="check its owner and its mode") from error
+    # Not by opening it: udev takes a block device that was open for writing for a changed one.
+    if not disk.readonly and not os.access(path, os.W_OK):
+        raise Terminal(f"{what}: cannot be written", hint="check its owner, or say readonly: true")
     if is_qcow2 is not (disk.format is DiskFormat.QCOW2):
         found = "qcow2" if is_qcow2 else "no qcow2 image"
         other = "qcow2" if is_qcow2 else "raw"

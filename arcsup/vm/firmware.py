@@ -143,7 +143,9 @@ def _read_descriptor(file: Path) -> _Descriptor | None:
     descriptor = cattrs.gen.make_dict_structure_fn(_Descriptor, converter, interface_types=types)
     converter.register_structure_hook(_Descriptor, descriptor)
     try:
-        return converter.structure(json.loads(file.read_bytes()), _Descriptor)
+        content = json.loads(file.read_bytes())
+        # cattrs takes it for granted that an object is one.
+        return converter.structure(content, _Descriptor) if isinstance(content, dict) else None
     except (OSError, ValueError, cattrs.BaseValidationError):
         return None
 

@@ -1,6 +1,7 @@
 """Network cards of a VM and what they are plugged into on the host."""
 
 import hashlib
+from pathlib import Path
 from uuid import UUID
 
 from arcsup.errors import Terminal
@@ -16,6 +17,9 @@ from arcsup.model import (
 from arcsup.vm.capabilities import Capabilities
 from arcsup.vm.options import Slot, escape, on_off, pci_place
 
+BRIDGE_RULES = (Path("/etc/qemu/bridge.conf"), Path("/etc/qemu-kvm/bridge.conf"))
+"""Who may join which bridge (qemu-bridge-helper(8)); the second is RHEL's."""
+
 _DEVICES = {
     NetworkModel.VIRTIO: "virtio-net-pci",
     NetworkModel.E1000E: "e1000e",
@@ -30,6 +34,29 @@ def derive_mac(uuid: UUID, index: int) -> MacAddress:
     """
     digest = hashlib.sha256(uuid.bytes + index.to_bytes(2, "big")).digest()
     return MacAddress("52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3]))
+
+
+def check_networks(vm: Vm, sysfs: Path, rules: tuple[Path, ...] = BRIDGE_RULES) -> None:
+    """Raise Terminal for a bridge or tap that this host does not have, or lets nobody use."""
+    for index, network in enumerate(vm.networks):
+        what = f"networks[{index}]"
+        if network.type is NetworkType.BRIDGE:
+            if not (sysfs / "class/net" / network.bridge / "bridge").is_dir():
+                raise Terminal(
+                    f"{what}: the host has no bridge {network.bridge}",
+                    hint=f"make it (ip link add {network.bridge} type bridge), or correct the name",
+                )
+            if not any(file.is_file() for file in rules):
+                # QEMU's bridge helper refuses everything then, for root too.
+                raise Terminal(
+                    f"{what}: there is no {rules[0]}, so QEMU may join no bridge",
+                    hint=f'write "allow {network.bridge}" into it',
+                )
+        if network.type is NetworkType.TAP and not (sysfs / "class/net" / network.tap).exists():
+            raise Terminal(
+                f"{what}: the host has no interface {network.tap}",
+                hint=f"make it: ip tuntap add {network.tap} mode tap user USER",
+            )
 
 
 def network_args(vm: Vm, capabilities: Capabilities, *, vhost: bool) -> Argv:

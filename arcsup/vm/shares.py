@@ -27,11 +27,16 @@ VIRTIOFSD_BINARIES = (
 
 @frozen
 class Virtiofsd:
-    """A virtiofsd. ``readonly`` tells whether it can refuse the guest's writes."""
+    """A virtiofsd that can run here.
+
+    ``readonly`` tells whether it can refuse the guest's writes. ``own_ids`` is None for root;
+    anybody else serves with their own user and group, which the guest sees as root.
+    """
 
     binary: Path
     flavour: Literal["rust", "c"]
     readonly: bool
+    own_ids: tuple[int, int] | None = None
 
     def serves(self, share: Share) -> bool:
         """Whether it can serve that share as asked for."""
@@ -41,12 +46,12 @@ class Virtiofsd:
 async def find_virtiofsd(
     binaries: tuple[Path, ...] = VIRTIOFSD_BINARIES, *, root: bool
 ) -> Virtiofsd | None:
-    """Return a virtiofsd that can run here; None means 9p.
+    """Return a virtiofsd that can run as this user; None means 9p, which needs nothing.
 
-    Only root gets one: for anybody else the sandbox needs subordinate ids and newuidmap, and the
-    C one refuses to run. 9p needs nothing and gives the guest the caller's own rights.
+    The C one refuses to run for anybody but root (measured: "unshare: Operation not permitted");
+    the Rust one then needs user namespaces, which some hosts forbid.
     """
-    for binary in binaries if root else ():
+    for binary in binaries:
         if not os.access(binary, os.X_OK):
             continue
         try:
@@ -54,10 +59,24 @@ async def find_virtiofsd(
         except ArcsupError:
             continue
         usage = finished.stdout + finished.stderr
-        if finished.returncode == 0 and b"--fd" in usage:
-            flavour: Literal["rust", "c"] = "rust" if b"--shared-dir" in usage else "c"
-            return Virtiofsd(binary, flavour, readonly=b"--readonly" in usage)
+        if finished.returncode != 0 or b"--fd" not in usage:
+            continue
+        flavour: Literal["rust", "c"] = "rust" if b"--shared-dir" in usage else "c"
+        readonly = b"--readonly" in usage
+        if root:
+            return Virtiofsd(binary, flavour, readonly)
+        if b"--uid-map" in usage and await _can_make_namespaces():
+            return Virtiofsd(binary, flavour, readonly, (os.geteuid(), os.getegid()))
     return None
+
+
+async def _can_make_namespaces() -> bool:
+    """Whether this user may do what the sandbox does: mount in a user namespace of their own."""
+    argv = ("unshare", "--user", "--map-root-user", "--mount", "true")
+    try:
+        return (await run_program(argv, seconds=5)).returncode == 0
+    except ArcsupError:
+        return False
 
 
 def virtiofs_helper(
@@ -67,8 +86,11 @@ def virtiofs_helper(
     place = f"--socket-path={listener.path}" if listener.fd is None else f"--fd={listener.fd}"
     binary = str(virtiofsd.binary)
     if virtiofsd.flavour == "rust":
-        refuse = ("--readonly",) if share.readonly else ()
-        argv: Argv = (binary, place, f"--shared-dir={source}", "--log-level=warn", *refuse)
+        more = ["--readonly"] if share.readonly else []
+        if virtiofsd.own_ids is not None:
+            uid, gid = virtiofsd.own_ids
+            more += [f"--uid-map=:0:{uid}:1:", f"--gid-map=:0:{gid}:1:"]
+        argv: Argv = (binary, place, f"--shared-dir={source}", "--log-level=warn", *more)
     else:
         # libfuse's option parser: a backslash keeps a comma inside a value.
         folder = str(source).replace("\\", "\\\\").replace(",", "\\,")
