@@ -136,7 +136,7 @@ class Cpus:
     threads: int = 1
     sockets: int = 1
     model: str = "host"
-    pin: None | Auto | CpuSet = None
+    pin: Auto | CpuSet | None = None
 
     @property
     def total(self) -> int:
@@ -305,7 +305,7 @@ class Vm:
     cpus: Cpus = Cpus()
     memory_mib: MiB = MiB(2048)
     hugepages: bool | MiB = False
-    numa: None | Auto | int = AUTO
+    numa: Auto | int | None = AUTO
     machine: str = "q35"
     accel: Accel = Accel.AUTO
     firmware: Firmware = Firmware.BIOS
