@@ -1,0 +1,49 @@
+"""What is taken away after a QEMU's end: its helper programs and its runtime folder.
+
+Everything here may be done twice: a daemon that was killed half way leaves the rest to the next.
+"""
+
+import logging
+import shutil
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from arcsup.vm.process import Process, end_process
+from arcsup.vm.record import Launch
+
+logger = logging.getLogger(__name__)
+
+GRACE = 2.0
+"""Seconds a helper may take to save its state (swtpm does) before it is killed."""
+
+
+async def end_helpers(launch: Launch, *, boot_id: str) -> None:
+    """End every program of a launch that still runs, QEMU's own process excepted."""
+    async with trio.open_nursery() as nursery:
+        for owned in launch.processes:
+            if owned.role == "qemu":
+                continue
+            process = Process.find(owned.identity, boot_id=boot_id)
+            if process is not None:
+                nursery.start_soon(_end_helper, owned.role, process)
+
+
+async def _end_helper(role: str, process: Process) -> None:
+    try:
+        await end_process(process, grace=GRACE)
+    except trio.TooSlowError:
+        logger.exception("%s does not end", role, extra={"HELPER_PID": process.pid})
+    finally:
+        process.close()
+
+
+async def remove_runtime_folder(folder: Path) -> None:
+    """Remove a VM's sockets and lock; nothing happens when they are gone already."""
+
+    def remove() -> None:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+
+    await trio.to_thread.run_sync(remove)

@@ -1,0 +1,91 @@
+"""Programs of the user's that run around a VM's life: without a shell, with a deadline.
+
+In system mode the daemon is root, so a hook would give root to whoever can write the VM file or
+the program: both must belong to root and be writable by nobody else, or the hook is refused.
+"""
+
+import logging
+import os
+import shlex
+import stat
+from pathlib import Path
+from typing import Literal
+
+import trio
+
+from arcsup.errors import Terminal
+from arcsup.model import Argv
+from arcsup.vm.managed import ManagedVm, Workshop
+
+logger = logging.getLogger(__name__)
+
+DEADLINE = 30.0
+"""Seconds one hook may take."""
+
+Moment = Literal["preStart", "postStart", "preStop", "postStop"]
+
+
+async def run_hooks(vm: ManagedVm, workshop: Workshop, moment: Moment) -> None:
+    """Run the hooks of ``moment`` in order; a failure is told and stops only that moment's list.
+
+    ``preStart`` is different: raises Terminal, because the VM must not start without it.
+    """
+    hooks = vm.vm.hooks
+    commands = {
+        "preStart": hooks.pre_start,
+        "postStart": hooks.post_start,
+        "preStop": hooks.pre_stop,
+        "postStop": hooks.post_stop,
+    }[moment]
+    for argv in commands:
+        problem = await _run(argv, vm, workshop, moment)
+        if not problem:
+            continue
+        message = f"{moment} hook {shlex.join(argv)}: {problem}"
+        if moment == "preStart":
+            raise Terminal(message, "mend the hook, then `arcsup start` the VM")
+        workshop.tell(vm.name, "hook-failed", message)
+        return
+
+
+async def _run(argv: Argv, vm: ManagedVm, workshop: Workshop, moment: Moment) -> str:
+    """Run one hook; return what is wrong, "" when nothing is."""
+    if workshop.places.system and (why := _refusal(vm.file) or _refusal(Path(argv[0]))):
+        return why
+    log = workshop.places.log_of(vm.name) / "hooks.log"
+    environment = {
+        **os.environ,
+        "ARCSUP_VM": vm.name,
+        "ARCSUP_UUID": str(vm.vm.uuid),
+        "ARCSUP_MOMENT": moment,
+        "ARCSUP_RUN": str(workshop.places.run),
+    }
+    try:
+        with open(log, "ab") as output:
+            with trio.fail_after(DEADLINE):
+                done = await trio.run_process(
+                    list(argv),
+                    stdin=b"",
+                    stdout=output,
+                    stderr=output,
+                    env=environment,
+                    check=False,
+                )
+    except trio.TooSlowError:
+        return f"took longer than {DEADLINE:g} s and was ended"
+    except OSError as error:
+        return f"cannot be run: {error.strerror}"
+    return f"exit code {done.returncode}; its output is in {log}" if done.returncode else ""
+
+
+def _refusal(path: Path) -> str:
+    """Say why root must not run what this file says; "" when it may."""
+    try:
+        found = path.stat()
+    except OSError as error:
+        return f"{path}: {error.strerror}"
+    if found.st_uid != 0:
+        return f"refused: {path} does not belong to root"
+    if stat.S_IMODE(found.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"refused: {path} can be written by others than root"
+    return ""

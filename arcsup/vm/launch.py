@@ -1,0 +1,189 @@
+"""One start, in the order that survives a crash at any instruction.
+
+ 1. The record says that a start is under way (fsync).
+ 2. Files, sockets and the lock are made; all of it may be there half done from an earlier try.
+ 3. QEMU and its helpers are started behind their gates: they exist, but have not begun.
+ 4. The record says who they are (fsync).
+ 5. The gates open.
+
+A daemon that dies before 5 leaves no program: the gates close with it. One that dies after 4
+leaves programs that the next daemon knows.
+"""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from shlex import join
+
+from attrs import evolve
+
+from arcsup.errors import Terminal, Transient
+from arcsup.host.numa import observe_numa
+from arcsup.model import Argv, Vm
+from arcsup.plan.plan import Intent
+from arcsup.spec.native import vm_to_native
+from arcsup.vm.commandline import Sockets, build_command_line, expected_devices
+from arcsup.vm.hooks import run_hooks
+from arcsup.vm.managed import ManagedVm, Workshop
+from arcsup.vm.pinning import allowed_cpus, pin_vcpus, plan_pinning
+from arcsup.vm.process import Process, closing_gate, find_processes_holding, start_gated
+from arcsup.vm.qmp import Qmp
+from arcsup.vm.record import Launch, OwnedProcess
+from arcsup.vm.resources import Needs, create_files, find_needs
+from arcsup.vm.sockets import Listener, listen_unix
+
+HALTED = ("-S",)
+"""The guest does not run before everything it asked for is seen to be there."""
+
+_SERVICE_VARIABLES = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM"}
+)
+"""What systemd told the daemon and is nobody else's business (systemd.exec(5))."""
+
+
+async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
+    """Start a QEMU, its guest still halted, and return it.
+
+    Raises Terminal or Transient; what was made by then is taken away by the caller's clean-up.
+    """
+    intent = Intent.RUN if vm.record.intent is Intent.RESTART else vm.record.intent
+    launch = Launch(workshop.boot_id, json.dumps(vm_to_native(vm.vm)), started_at=time.monotonic())
+    await vm.save(workshop, launch=launch, intent=intent, halted="", retry_at=None)
+    vm.running = vm.vm
+    places = workshop.places
+    places.log_of(vm.name).mkdir(mode=0o750, parents=True, exist_ok=True)
+    await run_hooks(vm, workshop, "preStart")
+    await create_files(vm.running, places)
+    with ExitStack() as opened:
+        lock = opened.enter_context(_locked(places.run_of(vm.name)))
+
+        def open_socket(path: Path) -> Listener:
+            listener = listen_unix(path)
+            opened.callback(listener.close)
+            return listener
+
+        needs = await find_needs(vm.running, places, open_socket)
+        return await _spawn(vm, workshop, launch, needs, lock)
+
+
+async def _spawn(
+    vm: ManagedVm, workshop: Workshop, launch: Launch, needs: Needs, lock: int
+) -> Process:
+    log = workshop.places.log_of(vm.name) / "qemu.log"
+    argv = (*build_command_line(needs.vm, needs.resources), *HALTED)
+    _write_header(log, argv)
+    programs = [(h.role, h.argv, h.pass_fds) for h in needs.helpers]
+    programs.append(("qemu", argv, (lock, *_passed(needs.resources.sockets))))
+    environment = {key: os.environ[key] for key in os.environ.keys() - _SERVICE_VARIABLES}
+    with ExitStack() as gates:
+        started = []
+        for role, command, pass_fds in programs:
+            gated = start_gated(
+                command,
+                boot_id=workshop.boot_id,
+                output=log,
+                pass_fds=pass_fds,
+                environment=environment,
+            )
+            gates.enter_context(closing_gate(gated))
+            started.append((role, gated))
+        launch = evolve(
+            launch,
+            argv=argv,
+            processes=tuple(OwnedProcess(role, it.process.identity) for role, it in started),
+            devices=tuple(sorted(expected_devices(needs.vm, needs.resources))),
+            numa_node=needs.resources.numa_node,
+        )
+        await vm.save(workshop, launch=launch)
+        for _, gated in started:
+            gated.open_gate()
+        for role, gated in started:
+            if role != "qemu":
+                gated.process.close()
+    return started[-1][1].process
+
+
+def _passed(sockets: Sockets) -> Iterator[int]:
+    """Yield the descriptors that QEMU itself listens on."""
+    for listener in (sockets.qmp, sockets.monitor, sockets.console, sockets.agent):
+        if listener.fd is not None:
+            yield listener.fd
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[int]:
+    """Hold a VM's lock, which its QEMU inherits: no second one can be started while it lives.
+
+    The records already see to that; the lock holds even where they are lost. Raises Transient.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / "lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holders = sorted(set(find_processes_holding(path)) - {os.getpid()})
+            pids = ", ".join(map(str, holders)) or "an unknown process"
+            raise Transient(
+                f"{path} is held by process {pids}, a QEMU that no record tells of",
+                "end that process; the VM is tried again",
+            ) from None
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+async def bring_up(vm: ManagedVm, qmp: Qmp) -> None:
+    """Check that every requested device is there, pin the virtual CPUs, and let the guest run.
+
+    Raises Terminal, QMPError.
+    """
+    launch = vm.record.launch
+    if launch is None or vm.running is None:
+        raise AssertionError("a QEMU that is brought up has been launched")
+    children = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
+    missing = sorted(set(launch.devices) - {child["name"] for child in children})
+    if missing:
+        raise Terminal(f"QEMU runs without {', '.join(missing)}, which the VM asks for")
+    await _pin(vm.running, launch.numa_node, qmp)
+    await qmp.execute("cont")
+
+
+async def _pin(vm: Vm, node: int | None, qmp: Qmp) -> None:
+    pinning = plan_pinning(vm, observe_numa(Path("/sys")), allowed_cpus(), node)
+    if pinning:
+        await pin_vcpus(qmp, pinning)
+
+
+def _write_header(log: Path, argv: Argv) -> None:
+    with open(log, "a") as stream:
+        now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        stream.write(f"{HEADER} {now} {join(argv)}\n")
+
+
+HEADER = "=== arcsup starts QEMU:"
+"""Begins the line that separates one QEMU's words from the next one's."""
+
+
+def find_last_words(vm: ManagedVm, workshop: Workshop) -> str:
+    """Return what the QEMU of the last start said before it ended, on one line."""
+    return read_last_words(workshop.places.log_of(vm.name) / "qemu.log")
+
+
+def read_last_words(log: Path) -> str:
+    """Return the lines after the last header without their time stamps; "" if there are none."""
+    try:
+        with open(log, "rb") as stream:
+            stream.seek(max(0, stream.seek(0, os.SEEK_END) - 65536))
+            text = stream.read().decode(errors="replace")
+    except FileNotFoundError:
+        return ""
+    lines = text.rpartition(HEADER)[2].splitlines()[1:]
+    words = [line.partition("qemu-system-x86_64: ")[2] or line for line in lines]
+    return "; ".join(word.strip() for word in words if word.strip())[-500:]

@@ -1,0 +1,142 @@
+"""One VM as the daemon holds it: the values of its file and record, and the hold on its QEMU.
+
+This is the only thing in the daemon that changes in place, and only trio tasks change it. What is
+shown and what is decided are functions of it.
+"""
+
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from arcsup.model import Condition, LastExit, Vm, VmName
+from arcsup.places import Places
+from arcsup.plan.lifecycle import Evidence, Phase, Step, advance
+from arcsup.spec.native import vm_to_native
+from arcsup.vm.process import Process
+from arcsup.vm.qmp import Qmp
+from arcsup.vm.record import Record, RecordStore
+from arcsup.vm.stop import RungTaken
+
+
+class Tell(Protocol):
+    """Tells an event to whoever follows them, and logs it."""
+
+    def __call__(self, vm: VmName | None, kind: str, message: str, **data: Any) -> None:
+        """Tell of ``kind``; ``data`` is for programs."""
+        ...
+
+
+class Ended(Protocol):
+    """Tells that a QEMU ended, and whether it will be started again by itself."""
+
+    def __call__(self, vm: VmName, last_exit: LastExit, *, comes_back: bool) -> None:
+        """Tell of one end."""
+        ...
+
+
+@frozen
+class Workshop:
+    """What the tasks of all VMs share."""
+
+    places: Places
+    machine_id: str
+    boot_id: str
+    records: RecordStore
+    tell: Tell
+    changed: Callable[[], None]
+    """Something about a VM changed: look again, and wake who waits for it."""
+    became_ready: Callable[[VmName, float], None]
+    """A VM runs; the seconds from the decision to start it until then."""
+    ended: Ended
+
+
+@frozen
+class StopOrder:
+    """That a QEMU is to end, why, and whether the guest is asked first."""
+
+    because: str
+    hard: bool = False
+    start_failed: str = ""
+    """Set when the order is the consequence of a start that did not work."""
+    hopeless: bool = False
+    """Whether another start would fail the same way."""
+
+
+@define(eq=False)
+class ManagedVm:
+    """One VM under supervision."""
+
+    record: Record
+    vm: Vm
+    faults: tuple[str, ...] = ()
+    phase: Phase = Phase.DOWN
+    phase_since: float = field(factory=time.monotonic)
+    since: datetime = field(factory=lambda: datetime.now(UTC))
+    starts: int = 0
+    """How many QEMUs this daemon started or took over for it."""
+    restarted_from: int = 0
+    """``starts`` when the operator last asked for a restart."""
+    running: Vm | None = None
+    media_tried: Vm | None = None
+    """The version whose CD-ROM images were put into the drives, or were refused by the guest."""
+    process: Process | None = None
+    qmp: Qmp | None = None
+    session_over: trio.Event = field(factory=trio.Event)
+    """Set when the QMP session of the moment has ended and all that it said is in."""
+    adopted: bool = False
+    evidence: Evidence = Evidence(was_ready=False)
+    order: StopOrder | None = None
+    ordered: trio.Event = field(factory=trio.Event)
+    stop_steps: tuple[RungTaken, ...] = ()
+    conditions: dict[str, Condition] = field(factory=dict)
+    reason: str = ""
+    """What ``list`` says beside the phase, while the process is up."""
+
+    @property
+    def name(self) -> VmName:
+        """Its name."""
+        return self.vm.name
+
+    @property
+    def file(self) -> Path:
+        """Where its file is, or was."""
+        return Path(self.record.source.file)
+
+    def step(self, step: Step, reason: str = "") -> None:
+        """Move to the phase that follows; the table says which."""
+        phase = advance(self.phase, step)
+        if phase is not self.phase:
+            self.phase = phase
+            self.phase_since = time.monotonic()
+            self.since = datetime.now(UTC)
+        self.reason = reason
+
+    def give_order(self, order: StopOrder) -> None:
+        """Have its QEMU ended. A hard order overrides a soft one, never the other way round."""
+        if self.order is None or (order.hard and not self.order.hard):
+            self.order = order
+            self.ordered.set()
+            self.ordered = trio.Event()
+
+    def set_condition(self, kind: str, reason: str, message: str, *, status: bool) -> None:
+        """Say something about the VM; ``since`` moves only when the statement turns round."""
+        known = self.conditions.get(kind)
+        since = known.since if known and known.status is status else datetime.now(UTC)
+        self.conditions[kind] = Condition(kind, status, reason, message, since)
+
+    async def save(self, workshop: Workshop, **changes: Any) -> None:
+        """Change the record and make that durable before anything else happens."""
+        self.record = evolve(self.record, **changes)
+        await workshop.records.save(self.record)
+
+    async def save_running(self, workshop: Workshop) -> None:
+        """Make durable what its QEMU runs with now, after a change to it while it ran."""
+        if self.record.launch is not None and self.running is not None:
+            text = json.dumps(vm_to_native(self.running))
+            await self.save(workshop, launch=evolve(self.record.launch, text=text))

@@ -1,0 +1,62 @@
+"""Other images in the CD-ROM drives of a running VM. Source: QAPI blockdev-change-medium."""
+
+import logging
+import stat
+from pathlib import Path
+
+import trio
+from attrs import evolve
+from qemu.qmp import QMPError
+
+from arcsup.vm.disks import resolve_image
+from arcsup.vm.managed import ManagedVm, Workshop
+
+logger = logging.getLogger(__name__)
+
+DEADLINE = 10.0
+"""Seconds for one drive. A guest may lock its tray; then the change stays pending."""
+
+
+async def change_media(vm: ManagedVm, workshop: Workshop) -> None:
+    """Bring the drives in line with the file; what the guest refuses is told and stays pending."""
+    if vm.running is None or vm.qmp is None or len(vm.running.cdroms) != len(vm.vm.cdroms):
+        return
+    images = workshop.places.images
+    for index, (old, new) in enumerate(zip(vm.running.cdroms, vm.vm.cdroms, strict=True)):
+        if old == new:
+            continue
+        path = resolve_image(new, images)
+        if problem := await _change(vm, f"cd{index}", path):
+            vm.set_condition("MediaChanged", "Refused", f"cdroms[{index}]: {problem}", status=False)
+            workshop.tell(vm.name, "media-refused", f"cdroms[{index}]: {path}: {problem}")
+            return
+        vm.running = evolve(
+            vm.running,
+            cdroms=(*vm.running.cdroms[:index], new, *vm.running.cdroms[index + 1 :]),
+        )
+        workshop.tell(vm.name, "media-changed", f"cdroms[{index}] is {path}")
+    vm.set_condition("MediaChanged", "Changed", "the drives hold what the file says", status=True)
+    await vm.save_running(workshop)
+    workshop.changed()
+
+
+async def _change(vm: ManagedVm, device: str, path: Path) -> str:
+    """Change one medium; return what is wrong, "" when nothing is."""
+    try:
+        # QEMU would block for ever on a FIFO.
+        if not (stat.S_ISREG(path.stat().st_mode) or stat.S_ISBLK(path.stat().st_mode)):
+            return "is no image"
+        with trio.fail_after(DEADLINE):
+            if vm.qmp is None:
+                return "QEMU's monitor is silent"
+            await vm.qmp.execute(
+                "blockdev-change-medium",
+                {"id": device, "filename": str(path), "format": "raw", "force": True},
+            )
+    except OSError as error:
+        return error.strerror or "cannot be opened"
+    except QMPError as error:
+        return str(error)
+    except trio.TooSlowError:
+        return f"QEMU did not answer within {DEADLINE:g} s"
+    return ""

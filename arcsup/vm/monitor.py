@@ -1,0 +1,213 @@
+"""The QMP session of one running QEMU: brought up, listened to, and opened again when it breaks.
+
+A QEMU is started with its CPUs halted (-S), so that nothing of the guest runs before every
+requested device is seen to be there and the CPUs are pinned. It is also told to pause, not to
+exit, when the guest powers off or panics: how a guest ended can then still be read by a daemon
+that was not there when it happened.
+"""
+
+import logging
+import math
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import trio
+from attrs import evolve
+from qemu.qmp import ConnectError, ExecInterruptedError, QMPError
+
+from arcsup.alongside import alongside
+from arcsup.errors import Terminal, Transient
+from arcsup.plan.lifecycle import Phase, Step
+from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
+from arcsup.vm.qmp import Qmp, QmpEvent, connect_qmp_socket, open_qmp
+
+logger = logging.getLogger(__name__)
+
+ANSWER = 5.0
+"""Seconds within which a healthy monitor answers."""
+
+PULSE = 30.0
+"""How often, in seconds, a monitor is asked whether it still answers."""
+
+RETRY = 1.0
+"""Seconds between attempts to open a monitor anew."""
+
+BringUp = Callable[[ManagedVm, Qmp], Awaitable[None]]
+"""Makes a halted QEMU ready to run its guest. Raises Terminal when something is missing."""
+
+
+async def keep_monitor(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -> None:
+    """Keep the monitor of ``vm``'s QEMU open until cancelled. Never raises because of QEMU."""
+    while True:
+        try:
+            await _serve_session(vm, workshop, bring_up)
+        except ExecInterruptedError:
+            pass  # QEMU ended, or will be found silent at the next attempt.
+        except (OSError, QMPError, trio.TooSlowError) as error:
+            if vm.phase is not Phase.STARTING:
+                _says_nothing(vm, workshop, str(error) or "it does not answer")
+        except (Terminal, Transient) as error:
+            why, hopeless = error.message, isinstance(error, Terminal)
+            vm.give_order(StopOrder(why, hard=True, start_failed=why, hopeless=hopeless))
+        finally:
+            vm.qmp = None
+            vm.session_over.set()
+            vm.session_over = trio.Event()
+        await trio.sleep(RETRY)
+
+
+async def _serve_session(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -> None:
+    with trio.fail_after(ANSWER):
+        stream, peer = await connect_qmp_socket(workshop.places.run_of(vm.name) / "qmp.sock")
+    _check_peer(vm, peer)
+    # A QEMU that is still starting greets when it is done; one that is up greets at once.
+    patience = trio.current_time() + (math.inf if vm.phase is Phase.STARTING else ANSWER)
+    with trio.CancelScope(deadline=patience) as greeting:
+        async with open_qmp(stream) as qmp:
+            greeting.deadline = math.inf
+            vm.qmp = qmp
+            await _look(vm, workshop, qmp, bring_up)
+            async with alongside(_feel_pulse, vm, workshop, qmp):
+                async for event in qmp.events:
+                    await _on_event(vm, workshop, qmp, event, bring_up)
+    if greeting.cancelled_caught:
+        raise trio.TooSlowError
+
+
+def _check_peer(vm: ManagedVm, peer: int) -> None:
+    """The socket must be served by the very process that we watch.
+
+    Until QEMU has taken over the socket that the daemon made, the daemon is its own peer.
+    """
+    if vm.process is not None and peer not in (vm.process.pid, os.getpid()):
+        raise ConnectError(
+            f"its monitor is served by process {peer}, not by QEMU {vm.process.pid}",
+            PermissionError(peer),
+        )
+
+
+async def _feel_pulse(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
+    while True:
+        await trio.sleep(PULSE)
+        try:
+            with trio.fail_after(ANSWER):
+                await qmp.execute("query-status")
+        except (QMPError, trio.TooSlowError):
+            _says_nothing(vm, workshop, f"no answer within {ANSWER:g} s")
+        else:
+            _says_something(vm)
+
+
+def _says_nothing(vm: ManagedVm, workshop: Workshop, why: str) -> None:
+    if (known := vm.conditions.get("MonitorAnswers")) is None or known.status:
+        workshop.tell(vm.name, "monitor-silent", f"QEMU's monitor is silent: {why}")
+    vm.set_condition("MonitorAnswers", "Silent", why, status=False)
+
+
+def _says_something(vm: ManagedVm) -> None:
+    vm.set_condition("MonitorAnswers", "Answers", "QMP answers", status=True)
+
+
+async def _on_event(
+    vm: ManagedVm, workshop: Workshop, qmp: Qmp, event: QmpEvent, bring_up: BringUp
+) -> None:
+    logger.debug("%s", event.name, extra={"VM": vm.name, "QMP_DATA": event.data})
+    match event.name:
+        case "SHUTDOWN":
+            _note_shutdown(vm, str(event.data.get("reason", "")))
+        case "GUEST_PANICKED":
+            vm.evidence = evolve(vm.evidence, panicked=True)
+        case "RESET":
+            workshop.tell(vm.name, "guest-reset", "the guest was reset", **event.data)
+        case "BLOCK_IO_ERROR":
+            _note_io_error(vm, workshop, event.data)
+        case "POWERDOWN":
+            workshop.tell(vm.name, "power-button", "the power button was pressed")
+    if event.name in _LOOK_AFTER or qmp.lost_events:
+        qmp.lost_events = False
+        await _look(vm, workshop, qmp, bring_up)
+
+
+_LOOK_AFTER = frozenset({"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME", "WATCHDOG", "SUSPEND"})
+"""Events after which QEMU is asked how it is: what they say may be old by the time it is read."""
+
+
+def _note_shutdown(vm: ManagedVm, reason: str) -> None:
+    # The first reason is the cause; our own quit after a guest's power-off comes second.
+    if vm.evidence.shutdown_reason is None:
+        vm.evidence = evolve(vm.evidence, shutdown_reason=reason)
+
+
+def _note_io_error(vm: ManagedVm, workshop: Workshop, data: Mapping[str, Any]) -> None:
+    message = f"disk {data.get('device') or data.get('node-name')}: {data.get('reason')}"
+    vm.set_condition("DisksWork", "IoError", message, status=False)
+    workshop.tell(vm.name, "disk-error", message, **data)
+
+
+async def _look(vm: ManagedVm, workshop: Workshop, qmp: Qmp, bring_up: BringUp) -> None:
+    """Ask QEMU how it is and draw the consequences. Source: QAPI type RunState."""
+    status = await _ask_status(qmp)
+    _says_something(vm)
+    if status in ("prelaunch", "inmigrate") and vm.order is None:
+        with trio.fail_after(ANSWER):
+            await bring_up(vm, qmp)
+        status = await _ask_status(qmp)
+    if status == "shutdown":
+        # A daemon that finds it so was not there to hear why; only a guest gets it here.
+        _note_shutdown(vm, "guest-shutdown")
+        await _quit(qmp)
+    elif status == "guest-panicked":
+        vm.evidence = evolve(vm.evidence, panicked=True)
+        await _quit(qmp)
+    elif status == "internal-error":
+        _note_shutdown(vm, "host-error")
+        await _quit(qmp)
+    elif status in ("running", "suspended"):
+        await _note_running(vm, workshop)
+    elif status in ("paused", "io-error", "debug", "watchdog"):
+        await _note_paused(vm, workshop, status)
+
+
+async def _ask_status(qmp: Qmp) -> str:
+    with trio.fail_after(ANSWER):
+        return str((await qmp.execute("query-status"))["status"])
+
+
+async def _quit(qmp: Qmp) -> None:
+    with trio.fail_after(ANSWER):
+        await qmp.execute("quit")
+
+
+async def _note_running(vm: ManagedVm, workshop: Workshop) -> None:
+    if vm.phase is Phase.STARTING:
+        await note_ready(vm, workshop)
+    elif vm.phase is Phase.PAUSED:
+        vm.step(Step.RESUME)
+        workshop.tell(vm.name, "resumed", "its virtual CPUs run again")
+    workshop.changed()
+
+
+async def _note_paused(vm: ManagedVm, workshop: Workshop, status: str) -> None:
+    if vm.phase is Phase.STARTING:
+        await note_ready(vm, workshop)
+    if vm.phase is Phase.RUNNING:
+        why = "its virtual CPUs are halted" if status == "paused" else f"QEMU halted it: {status}"
+        vm.step(Step.PAUSE, why)
+        workshop.tell(vm.name, "paused", why)
+    workshop.changed()
+
+
+async def note_ready(vm: ManagedVm, workshop: Workshop) -> None:
+    """Record that a VM runs; from here on its end is no failed start."""
+    vm.evidence = evolve(vm.evidence, was_ready=True)
+    vm.step(Step.READY)
+    launch = vm.record.launch
+    if launch is not None and launch.ready_at is None:
+        now = time.monotonic()
+        workshop.became_ready(vm.name, now - launch.started_at)
+        workshop.tell(
+            vm.name, "running", f"running after {(now - launch.started_at) * 1000:.0f} ms"
+        )
+        await vm.save(workshop, launch=evolve(launch, ready_at=now))

@@ -1,0 +1,176 @@
+"""The QEMU Machine Protocol over a trio stream.
+
+Grammar, models and the exception tree come from the ``qemu.qmp`` package; its client is asyncio
+only, so the bytes are moved here. Source: QEMU's docs/interop/qmp-spec.rst.
+
+QEMU serves one client of a monitor at a time, answers in order, and interleaves events. Nothing
+here has a deadline of its own: callers put ``trio.fail_after`` around what may never answer.
+"""
+
+import json
+import logging
+import struct
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from socket import SO_PEERCRED, SOL_SOCKET
+from typing import Any
+
+import trio
+from attrs import frozen
+from qemu.qmp import ConnectError, ExecInterruptedError, QMPError
+from qemu.qmp.message import DeserializationError, Message, UnexpectedTypeError
+from qemu.qmp.models import ErrorResponse, Greeting
+from qemu.qmp.qmp_client import ExecuteError
+
+from arcsup.alongside import alongside
+
+logger = logging.getLogger(__name__)
+
+MAX_LINE = 16 * 2**20
+"""Longest message accepted, in bytes; the longest real one (query-qmp-schema) has about 300 kB."""
+
+EVENT_BUFFER = 1000
+"""Events kept for a slow reader. Past that they are dropped and ``Qmp.lost_events`` is set: the
+reader then asks for the state instead, as it does after any gap."""
+
+
+@frozen
+class QmpEvent:
+    """An event as QEMU sent it; ``data`` is empty where the event has none."""
+
+    name: str
+    data: Mapping[str, Any]
+
+
+class Qmp:
+    """One negotiated QMP session. Made by ``open_qmp``, which also ends it."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._lock = trio.Lock()
+        self._replies: dict[int, trio.MemorySendChannel[Message]] = {}
+        self._last_id = 0
+        self._ended = False
+        self._event_sender, self.events = trio.open_memory_channel[QmpEvent](EVENT_BUFFER)
+        self.lost_events = False
+
+    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
+        """Run ``command`` and return its ``return`` value.
+
+        Raises ExecuteError when QEMU refuses, ExecInterruptedError when the session ends first.
+        """
+        if self._ended:
+            raise ExecInterruptedError(f"{command}: the QMP session has ended")
+        self._last_id += 1
+        number = self._last_id
+        message = Message({"execute": command, "id": number})
+        if arguments:
+            message["arguments"] = dict(arguments)
+        sender, receiver = trio.open_memory_channel[Message](1)
+        self._replies[number] = sender
+        try:
+            async with self._lock:
+                await self._stream.send_all(bytes(message) + b"\n")
+            reply = await receiver.receive()
+        except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise ExecInterruptedError(f"{command}: QEMU ended the session") from error
+        finally:
+            self._replies.pop(number, None)
+        if "error" in reply:
+            raise ExecuteError(ErrorResponse(reply), message, reply)
+        return reply.get("return")
+
+    async def _read(self, lines: AsyncIterator[bytes]) -> None:
+        """Hand out replies and events until the stream ends, however it ends."""
+        try:
+            async for line in lines:
+                self._dispatch(Message(line))
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # A reset connection ends the session as EOF does.
+        except QMPError as error:
+            logger.warning("ended a QMP session: %s", error)
+        finally:
+            self._ended = True
+            self._event_sender.close()
+            for reply in self._replies.values():
+                reply.close()
+
+    def _dispatch(self, message: Message) -> None:
+        if "event" in message:
+            data = message.get("data")
+            event = QmpEvent(str(message["event"]), data if isinstance(data, dict) else {})
+            try:
+                self._event_sender.send_nowait(event)
+            except trio.WouldBlock:
+                self.lost_events = True
+            return
+        number = message.get("id")
+        waiting = self._replies.get(number) if isinstance(number, int) else None
+        if waiting is not None:
+            waiting.send_nowait(message)
+
+
+@asynccontextmanager
+async def open_qmp(stream: trio.abc.Stream) -> AsyncIterator[Qmp]:
+    """Greet, negotiate, and yield a session that ends with the block.
+
+    Raises ConnectError when the other side closes first or does not speak QMP.
+    """
+    lines = _lines(stream)
+    qmp = Qmp(stream)
+    async with stream:
+        try:
+            Greeting(Message(await anext(lines)))
+        except (StopAsyncIteration, trio.BrokenResourceError, OSError) as error:
+            raise ConnectError("QEMU closed the monitor before its greeting", error) from error
+        except (KeyError, TypeError, DeserializationError, UnexpectedTypeError) as error:
+            raise ConnectError("the other side of the socket does not speak QMP", error) from error
+        async with alongside(qmp._read, lines):
+            try:
+                await qmp.execute("qmp_capabilities")
+            except QMPError as error:
+                raise ConnectError("QMP was not negotiated", error) from error
+            yield qmp
+
+
+async def connect_qmp_socket(path: Path) -> tuple[trio.SocketStream, int]:
+    """Connect to a monitor; return the stream and the pid of the process that listens.
+
+    QEMU listens anew on a descriptor it was given, so the pid is QEMU's even when the daemon
+    made the socket (measured on 7.2; unix(7) SO_PEERCRED: the pid of the last listen()).
+    Raises OSError when nobody listens.
+    """
+    stream = await trio.open_unix_socket(path)
+    credentials = stream.socket.getsockopt(SOL_SOCKET, SO_PEERCRED, struct.calcsize("3i"))
+    pid, _uid, _gid = struct.unpack("3i", credentials)
+    return stream, pid
+
+
+async def _lines(stream: trio.abc.Stream) -> AsyncIterator[bytes]:
+    buffer = bytearray()
+    searched = 0
+    while True:
+        end = buffer.find(b"\n", searched)
+        while end >= 0:
+            line = bytes(buffer[: end + 1])
+            del buffer[: end + 1]
+            searched = 0
+            if line.strip():
+                yield line
+            end = buffer.find(b"\n")
+        searched = len(buffer)
+        if searched > MAX_LINE:
+            raise ConnectError("a QMP message is too long", ValueError(f"over {MAX_LINE} bytes"))
+        chunk = await stream.receive_some(65536)
+        if not chunk:
+            return
+        buffer += chunk
+
+
+def parse_arguments(text: str) -> dict[str, Any]:
+    """Parse the JSON object that a person gave as arguments. Raises ValueError."""
+    value = json.loads(text)
+    if not isinstance(value, dict):
+        raise TypeError(f"expected a JSON object, got {type(value).__name__}")
+    return value

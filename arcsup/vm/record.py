@@ -1,0 +1,188 @@
+"""What is kept on disk about each VM: the operator's intent and the ownership journal.
+
+One JSON file per VM in STATE/vms, replaced atomically and fsynced *before* the deed that it
+tells of, so that after a crash at any instruction the next daemon finds every process that is
+ours, finishes or undoes what was half done, and never starts a second QEMU for a VM.
+"""
+
+import json
+import os
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import cattrs
+import trio
+from attrs import field, frozen
+from cattrs.preconf.json import make_converter
+
+from arcsup.errors import Terminal
+from arcsup.model import Argv, LastExit, VmName
+from arcsup.plan.plan import Intent
+from arcsup.plan.restart import Budget
+from arcsup.vm.process import ProcessId
+
+FORMAT = 1
+"""Version of the file's layout; a newer one is refused rather than misread."""
+
+
+@frozen
+class Source:
+    """A VM file's text as it was when it was good, and where it was."""
+
+    file: str
+    text: str
+    digest: str
+
+
+@frozen
+class OwnedProcess:
+    """A program that was started for a VM. ``role`` is "qemu" or a helper's name."""
+
+    role: str
+    identity: ProcessId
+
+
+@frozen
+class Launch:
+    """A QEMU that was started, or was about to be.
+
+    ``text`` is the VM that it was started with, in the file's own form; ``processes`` is empty
+    until their pids are known, and none of them begins before they are written here.
+    ``ready_at`` is when it was found running (monotonic clock of ``boot_id``), None before.
+    """
+
+    boot_id: str
+    text: str
+    argv: Argv = ()
+    processes: tuple[OwnedProcess, ...] = ()
+    devices: tuple[str, ...] = ()
+    numa_node: int | None = None
+    started_at: float = 0.0
+    ready_at: float | None = None
+
+
+@frozen
+class Failure:
+    """Why arcsup gave up; it holds until the file's text is another than ``digest``."""
+
+    because: str
+    digest: str
+
+
+@frozen
+class Record:
+    """Everything that must survive the daemon about one VM.
+
+    ``intent_boot`` and ``halted_boot`` limit what ends with the host's uptime: a start of a VM
+    without autostart, and a guest's power-off. Budget times are on ``budget_boot``'s clock.
+    """
+
+    name: VmName
+    source: Source
+    transient: bool = False
+    intent: Intent = Intent.NONE
+    intent_boot: str = ""
+    halted: str = ""
+    halted_boot: str = ""
+    failure: Failure | None = None
+    budget: Budget = Budget()
+    budget_boot: str = ""
+    retry_at: float | None = None
+    restarts: int = 0
+    last_exit: LastExit | None = None
+    launch: Launch | None = None
+    since: datetime | None = None
+    format: int = field(default=FORMAT)
+
+
+_converter = make_converter(forbid_extra_keys=True)
+
+
+class RecordStore:
+    """The directory of records. Writes of one VM never overtake each other."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._locks: dict[VmName, trio.Lock] = {}
+
+    def load_all(self) -> tuple[dict[VmName, Record], dict[VmName, str]]:
+        """Read every record; the second part says which could not be read, and why.
+
+        Such a VM must not be started by guess: the record may tell of a QEMU that still runs.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for leftover in self._directory.glob(".*.tmp"):
+            leftover.unlink()
+        records: dict[VmName, Record] = {}
+        unreadable: dict[VmName, str] = {}
+        for path in sorted(self._directory.glob("*.json")):
+            name = VmName(path.stem)
+            try:
+                records[name] = _read(path)
+            except Terminal as error:
+                unreadable[name] = f"{error.message}; {error.hint}"
+        return records, unreadable
+
+    async def save(self, record: Record) -> None:
+        """Make ``record`` durable. Raises Terminal when the disk refuses."""
+        await self._in_turn(record.name, partial(_write, self._path(record.name), record))
+
+    async def remove(self, name: VmName) -> None:
+        """Forget a VM durably."""
+        await self._in_turn(name, partial(_unlink, self._path(name)))
+        self._locks.pop(name, None)
+
+    async def _in_turn(self, name: VmName, write: "partial[None]") -> None:
+        async with self._locks.setdefault(name, trio.Lock()):
+            # A thread, because fsync takes as long as the disk likes.
+            await trio.to_thread.run_sync(write)
+
+    def _path(self, name: VmName) -> Path:
+        return self._directory / f"{name}.json"
+
+
+def _read(path: Path) -> Record:
+    try:
+        raw: Any = json.loads(path.read_text())
+        if isinstance(raw, dict) and raw.get("format", 0) > FORMAT:
+            raise Terminal(
+                f"{path} was written by a newer arcsup",
+                "install that version again, or end its VMs and remove the file",
+            )
+        return _converter.structure(raw, Record)
+    except (OSError, ValueError, cattrs.BaseValidationError) as error:
+        raise Terminal(
+            f"{path} cannot be read: {error}",
+            "it tells which QEMU belongs to the VM: end that QEMU, then remove the file",
+        ) from error
+
+
+def _write(path: Path, record: Record) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temporary, "w") as stream:
+            json.dump(_converter.unstructure(record), stream, indent=1)
+            stream.flush()
+            os.fsync(stream.fileno())
+        temporary.replace(path)
+        _sync_directory(path.parent)
+    except OSError as error:
+        raise Terminal(
+            f"{path} cannot be written: {error.strerror}",
+            "nothing is started or stopped that could not be recorded first",
+        ) from error
+
+
+def _unlink(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    _sync_directory(path.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,130 @@
+"""What a VM needs on this host beside its own file: found, decided, made where it is missing."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+from attrs import evolve, frozen
+
+from arcsup.host.identity import boot_id
+from arcsup.host.numa import observe_numa
+from arcsup.model import DisplayType, Firmware, GpuKind, Vm
+from arcsup.places import Places
+from arcsup.vm.accel import find_accel
+from arcsup.vm.capabilities import find_qemu, probe_capabilities
+from arcsup.vm.commandline import Resources, Sockets
+from arcsup.vm.disks import check_files, create_missing_disks, find_medium
+from arcsup.vm.displays import find_render_node, wants_gl
+from arcsup.vm.firmware import create_vars, find_firmware, vars_file
+from arcsup.vm.pinning import choose_numa_node
+from arcsup.vm.shares import Virtiofsd, check_share, find_virtiofsd, virtiofs_helper
+from arcsup.vm.sockets import Listener
+from arcsup.vm.tpm import HelperCommand, create_tpm_folder, find_swtpm, tpm_folder, tpm_helper
+
+GUEST_TOOLS = "guest-tools.iso"
+"""The guest tools' image, in the images directory."""
+
+OpenSocket = Callable[[Path], Listener]
+"""Either makes a listening socket, or only names it for a command line that is printed."""
+
+
+@frozen
+class Needs:
+    """A VM as it is built (guest tools are one more CD-ROM), its resources, and its helpers."""
+
+    vm: Vm
+    resources: Resources
+    helpers: tuple[HelperCommand, ...]
+
+
+async def create_files(vm: Vm, places: Places) -> None:
+    """Make the VM's disks, UEFI variables and TPM folder where they are missing.
+
+    Raises Terminal for what is missing and cannot be made, Transient for what took too long.
+    """
+    built = with_guest_tools(vm)
+    await create_missing_disks(built, places.images)
+    await trio.to_thread.run_sync(check_files, built, places.images, abandon_on_cancel=True)
+    if (firmware := find_firmware(vm.firmware)) is not None:
+        create_vars(firmware.template, vars_file(places.state, vm.name))
+    if vm.tpm:
+        create_tpm_folder(tpm_folder(places.state, vm.name))
+
+
+async def find_needs(vm: Vm, places: Places, open_socket: OpenSocket) -> Needs:
+    """Find everything that the VM's command line names. Makes nothing but the sockets.
+
+    Raises Terminal for what this host does not have.
+    """
+    built = with_guest_tools(vm)
+    qemu = find_qemu(vm)
+    capabilities = await probe_capabilities(qemu, places.state / "cache")
+    accel = await find_accel(vm.accel, qemu, places.run, str(boot_id()))
+    root = os.geteuid() == 0
+    virtiofsd = await find_virtiofsd(root=root) if vm.shares else None
+    sockets = _open_sockets(vm, places, virtiofsd, open_socket)
+    resources = Resources(
+        qemu=qemu,
+        capabilities=capabilities,
+        accel=accel,
+        sockets=sockets,
+        log=places.log_of(vm.name),
+        images=places.images,
+        root=root,
+        disks=tuple(find_medium(disk.path, places.images) for disk in built.disks),
+        cdroms=tuple(find_medium(path, places.images) for path in built.cdroms),
+        firmware=find_firmware(vm.firmware),
+        firmware_vars=(
+            Path() if vm.firmware is Firmware.BIOS else vars_file(places.state, vm.name)
+        ),
+        numa_node=choose_numa_node(vm, observe_numa(places.sysfs), gpu_node=None),
+        render_node=find_render_node() if _draws_with_gl(vm) else None,
+        vhost=accel == "kvm" and os.access("/dev/vhost-net", os.R_OK | os.W_OK),
+    )
+    return Needs(built, resources, _find_helpers(vm, places, sockets, virtiofsd))
+
+
+def with_guest_tools(vm: Vm) -> Vm:
+    """Return the VM with the guest tools' image in a drive of its own, if it asks for them."""
+    return evolve(vm, cdroms=(*vm.cdroms, GUEST_TOOLS)) if vm.guest_tools else vm
+
+
+def _draws_with_gl(vm: Vm) -> bool:
+    virtio = any(request.kind is GpuKind.VIRTIO and request.gl for request in vm.gpus)
+    return virtio or wants_gl(vm) or vm.display.type is DisplayType.EGL_HEADLESS
+
+
+def _open_sockets(
+    vm: Vm, places: Places, virtiofsd: Virtiofsd | None, open_socket: OpenSocket
+) -> Sockets:
+    run = places.run_of(vm.name)
+    return Sockets(
+        qmp=open_socket(run / "qmp.sock"),
+        monitor=open_socket(run / "monitor.sock"),
+        console=open_socket(run / "console.sock"),
+        agent=open_socket(run / "agent.sock"),
+        display=run / "display.sock",
+        tpm=open_socket(run / "tpm.sock") if vm.tpm else None,
+        shares=tuple(
+            open_socket(run / f"share{index}.sock")
+            if virtiofsd is not None and virtiofsd.serves(share)
+            else None
+            for index, share in enumerate(vm.shares)
+        ),
+    )
+
+
+def _find_helpers(
+    vm: Vm, places: Places, sockets: Sockets, virtiofsd: Virtiofsd | None
+) -> tuple[HelperCommand, ...]:
+    helpers = []
+    if sockets.tpm is not None:
+        log = places.log_of(vm.name) / "tpm.log"
+        folder = tpm_folder(places.state, vm.name)
+        helpers.append(tpm_helper(find_swtpm(), folder, sockets.tpm, log))
+    for index, (share, listener) in enumerate(zip(vm.shares, sockets.shares, strict=True)):
+        source = check_share(share, places.images)
+        if virtiofsd is not None and listener is not None:
+            helpers.append(virtiofs_helper(virtiofsd, share, source, listener, index))
+    return tuple(helpers)

@@ -1,0 +1,144 @@
+"""The stop ladder: ask the guest, then insist. Each rung has its deadline, and what it took is
+told.
+
+power button (and guest agent) -> QMP quit -> SIGTERM -> SIGKILL
+"""
+
+import logging
+import signal
+from collections.abc import Awaitable, Callable
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+import trio
+from attrs import frozen
+from qemu.qmp import QMPError
+
+from arcsup.vm.agent import ask_guest_to_power_down
+from arcsup.vm.process import Process
+from arcsup.vm.qmp import Qmp
+
+logger = logging.getLogger(__name__)
+
+ANSWER = 3.0
+"""Seconds a monitor may take to take a command; one that takes longer is not asked again."""
+
+AGENT = 1.0
+"""Seconds a guest agent may take to answer a sync. Most guests have none, which shows at once."""
+
+INSIST = 5.0
+"""Seconds for QEMU to end after quit, and again after SIGTERM."""
+
+
+class Rung(StrEnum):
+    """What was done to end a QEMU."""
+
+    POWER_BUTTON = "power button"
+    QUIT = "QMP quit"
+    TERMINATE = "SIGTERM"
+    KILL = "SIGKILL"
+
+
+@frozen
+class RungTaken:
+    """One rung, how many seconds were given to it, and whether QEMU was gone after it."""
+
+    rung: Rung
+    seconds: float
+    enough: bool
+
+
+@frozen
+class _Order:
+    """Everything that the rungs act on."""
+
+    process: Process
+    monitor: Callable[[], Qmp | None]
+    agent_socket: Path
+
+
+async def stop_qemu(
+    process: Process,
+    monitor: Callable[[], Qmp | None],
+    agent_socket: Path,
+    *,
+    guest_time: float,
+    hard: bool,
+    took: Callable[[RungTaken], None],
+) -> None:
+    """End a QEMU; ``guest_time`` is the guest's share in seconds.
+
+    ``monitor`` gives the QMP session of the moment, None while there is none. ``took`` is told of
+    each rung. Raises TooSlowError when not even SIGKILL helps: the process is then in
+    uninterruptible sleep, and only the kernel can let it go.
+    """
+    order = _Order(process, monitor, agent_socket)
+    for rung, act, deadline in _ladder(hard=hard, guest_time=guest_time):
+        started = trio.current_time()
+        with trio.move_on_after(deadline) as patience:
+            # A rung that cannot be stepped on is not waited for.
+            if not await act(order):
+                continue
+            await process.wait()
+        took(RungTaken(rung, trio.current_time() - started, enough=not patience.cancelled_caught))
+        if not patience.cancelled_caught:
+            return
+    raise trio.TooSlowError
+
+
+_Act = Callable[[_Order], Awaitable[bool]]
+
+
+def _ladder(*, hard: bool, guest_time: float) -> tuple[tuple[Rung, _Act, float], ...]:
+    if hard:
+        return ((Rung.QUIT, _quit, ANSWER), (Rung.KILL, _kill, INSIST))
+    return (
+        (Rung.POWER_BUTTON, _press_power_button, guest_time),
+        (Rung.QUIT, _quit, INSIST),
+        (Rung.TERMINATE, _terminate, INSIST),
+        (Rung.KILL, _kill, INSIST),
+    )
+
+
+async def _press_power_button(order: _Order) -> bool:
+    """Ask the guest both ways. False when there is no guest that could hear it."""
+    status = await _execute(order, "query-status")
+    if status is None or status.get("status") not in ("running", "paused"):
+        return False
+    if status["status"] == "paused":
+        # Halted CPUs hear no button.
+        await _execute(order, "cont")
+    pressed = await _execute(order, "system_powerdown") is not None
+    with trio.move_on_after(AGENT):
+        pressed |= await ask_guest_to_power_down(order.agent_socket)
+    return pressed
+
+
+async def _quit(order: _Order) -> bool:
+    return await _execute(order, "quit") is not None
+
+
+async def _terminate(order: _Order) -> bool:
+    order.process.send(signal.SIGTERM)
+    return True
+
+
+async def _kill(order: _Order) -> bool:
+    order.process.send(signal.SIGKILL)
+    return True
+
+
+async def _execute(order: _Order, command: str) -> dict[str, Any] | None:
+    """Run a QMP command; None when QEMU refuses it or does not answer in time."""
+    qmp = order.monitor()
+    if qmp is None:
+        return None
+    with trio.move_on_after(ANSWER):
+        try:
+            answer = await qmp.execute(command)
+        except QMPError as error:
+            logger.info("%s was not taken: %s", command, error)
+            return None
+        return answer if isinstance(answer, dict) else {}
+    return None

@@ -1,0 +1,327 @@
+"""One QEMU from its start, or its adoption, to its end and what follows. One task per VM.
+
+Cancelling the task leaves the QEMU running: the daemon may go, the VM stays. So nothing is tidied
+up on the way out of a cancelled block; what the record says is what the next daemon goes by.
+"""
+
+import logging
+import random
+import signal
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from functools import partial
+
+import trio
+from attrs import evolve
+
+from arcsup.errors import ArcsupError, Terminal, Transient
+from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
+from arcsup.model import ExitClass, LastExit
+from arcsup.plan.lifecycle import Evidence, Phase, Step, classify_exit
+from arcsup.plan.plan import Intent
+from arcsup.plan.restart import (
+    AwaitDevice,
+    Budget,
+    GiveUp,
+    Outcome,
+    StartAgain,
+    StayStopped,
+    after_exit,
+)
+from arcsup.spec.native import load_vm
+from arcsup.vm.cleanup import end_helpers, remove_runtime_folder
+from arcsup.vm.hooks import run_hooks
+from arcsup.vm.launch import bring_up, find_last_words, start_qemu
+from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
+from arcsup.vm.monitor import keep_monitor
+from arcsup.vm.process import Process, ProcessEnd
+from arcsup.vm.record import Failure
+from arcsup.vm.stop import RungTaken, stop_qemu
+
+logger = logging.getLogger(__name__)
+
+START_LIMIT = 60.0
+"""Seconds a QEMU may take until its guest runs, plus one for each GiB it has to set aside."""
+
+AFTER_TROUBLE = 5.0
+"""Seconds after which a VM whose supervision went wrong is looked at as if by a new daemon."""
+
+LAST_WORDS = 1.0
+"""Seconds to wait, after QEMU's end, for what it still had to say on its monitor."""
+
+
+def begin(vm: ManagedVm, because: str) -> None:
+    """Mark that ``vm`` is being started, so that nobody starts it a second time."""
+    vm.step(Step.START, f"QEMU is being started: {because}")
+    vm.starts += 1
+    vm.order = None
+    vm.adopted = False
+    vm.evidence = Evidence(was_ready=False)
+
+
+async def supervise(vm: ManagedVm, workshop: Workshop) -> None:
+    """Start a QEMU for a VM that has begun, and see it through to its end."""
+    async with _whatever_happens(vm, workshop):
+        workshop.tell(vm.name, "starting", vm.reason)
+        workshop.changed()
+        try:
+            vm.process = await start_qemu(vm, workshop)
+        except (Terminal, Transient) as error:
+            detail = f"{error.message}{f' ({error.hint})' if error.hint else ''}"
+            hopeless = isinstance(error, Terminal)
+            await _finish(vm, workshop, ProcessEnd(), detail, terminal=hopeless)
+            return
+        await _see_through(vm, workshop, vm.process)
+
+
+async def resume_vm(vm: ManagedVm, workshop: Workshop, process: Process | None) -> None:
+    """Go on with a launch that the record tells of; ``process`` is its QEMU, None if it ended."""
+    launch = vm.record.launch
+    was_ready = launch is not None and launch.ready_at is not None
+    begin(vm, "it is in the record")
+    vm.adopted, vm.process = True, process
+    vm.evidence = Evidence(was_ready=was_ready)
+    async with _whatever_happens(vm, workshop):
+        if launch is not None:
+            vm.running = load_vm(launch.text, vm.file, workshop.machine_id)
+        if process is not None:
+            if was_ready:
+                vm.step(Step.READY)
+            workshop.tell(vm.name, "adopted", f"took over QEMU {process.pid}", pid=process.pid)
+            workshop.changed()
+            await _see_through(vm, workshop, process)
+        elif was_ready:
+            await _finish(vm, workshop, ProcessEnd(), "it ended while no daemon was there")
+        else:
+            await _undo(vm, workshop)
+
+
+async def _undo(vm: ManagedVm, workshop: Workshop) -> None:
+    """Half started is not failed: it is undone, and costs nothing."""
+    await _tidy_up(vm, workshop)
+    await vm.save(workshop, launch=None)
+    vm.running = None
+    vm.step(Step.END)
+    workshop.tell(vm.name, "undone", "a start that was interrupted was undone")
+    workshop.changed()
+
+
+@asynccontextmanager
+async def _whatever_happens(vm: ManagedVm, workshop: Workshop) -> AsyncIterator[None]:
+    """Keep one VM's trouble away from the others: a full disk, or a defect of ours.
+
+    What is true is in the record and in /proc, so the way on is the one of a new daemon.
+    """
+    try:
+        yield
+        return
+    except ArcsupError as error:
+        why = f"{error.message}; {error.hint}"
+        logger.error("%s", why, extra={"VM": vm.name})  # noqa: TRY400
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        logger.exception("supervising it went wrong", extra={"VM": vm.name})
+    workshop.tell(vm.name, "trouble", why)
+    vm.set_condition("Supervised", "Trouble", why, status=False)
+    await trio.sleep(AFTER_TROUBLE)
+    vm.phase = Phase.DOWN
+    if vm.record.launch is None:
+        workshop.changed()
+        return
+    if vm.process is not None:
+        vm.process.close()
+    await resume_vm(vm, workshop, find_qemu_process(vm, workshop.boot_id))
+
+
+def find_qemu_process(vm: ManagedVm, boot_id: str) -> Process | None:
+    """Return the QEMU that a VM's record tells of, if it still runs."""
+    for owned in vm.record.launch.processes if vm.record.launch else ():
+        if owned.role == "qemu":
+            return Process.find(owned.identity, boot_id=boot_id)
+    return None
+
+
+async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_monitor, vm, workshop, bring_up)
+        nursery.start_soon(_obey_orders, vm, workshop, process)
+        nursery.start_soon(_limit_start, vm)
+        end = await process.wait()
+        if vm.qmp is not None:
+            with trio.move_on_after(LAST_WORDS):
+                await vm.session_over.wait()
+        nursery.cancel_scope.cancel()
+    if vm.order is not None:
+        detail, terminal = vm.order.start_failed, vm.order.hopeless
+    else:
+        detail = "" if vm.evidence.was_ready else find_last_words(vm, workshop)
+        terminal = _was_rejected(end, detail)
+    await _finish(vm, workshop, end, detail, terminal=terminal)
+
+
+def _was_rejected(end: ProcessEnd, words: str) -> bool:
+    """QEMU exits with 1 when it does not like its command line or what that names.
+
+    Some of what it names may be there, or free, a moment later.
+    """
+    return end.code == 1 and not any(hint in words for hint in _PASSING)
+
+
+_PASSING = (
+    "Could not set up host forwarding rule",
+    "Address already in use",
+    "lock",
+    "Cannot allocate memory",
+    "Device or resource busy",
+    "Resource temporarily unavailable",
+)
+
+
+async def _limit_start(vm: ManagedVm) -> None:
+    memory_gib = vm.running.memory_mib / 1024 if vm.running else 0
+    await trio.sleep(START_LIMIT + memory_gib)
+    if vm.phase is Phase.STARTING:
+        why = f"QEMU was not ready within {START_LIMIT + memory_gib:.0f} s"
+        vm.give_order(StopOrder(why, hard=True, start_failed=why))
+
+
+async def _obey_orders(vm: ManagedVm, workshop: Workshop, process: Process) -> None:
+    """End the QEMU when told to; a harder order overtakes a softer one that is under way."""
+    while True:
+        ordered = vm.ordered
+        if vm.order is None:
+            await ordered.wait()
+            continue
+        order = vm.order
+        vm.step(Step.STOP, order.because)
+        workshop.changed()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_climb, vm, workshop, process, order)
+            # The end of QEMU cancels this task from outside.
+            await ordered.wait()
+            nursery.cancel_scope.cancel()
+
+
+async def _climb(vm: ManagedVm, workshop: Workshop, process: Process, order: StopOrder) -> None:
+    if not order.hard:
+        await run_hooks(vm, workshop, "preStop")
+    try:
+        await stop_qemu(
+            process,
+            lambda: vm.qmp,
+            workshop.places.run_of(vm.name) / "agent.sock",
+            guest_time=vm.vm.stop.timeout,
+            hard=order.hard,
+            took=partial(_note_rung, vm, workshop),
+        )
+    except trio.TooSlowError:
+        why = "SIGKILL did not end QEMU: the kernel is waiting for a device or a disk"
+        vm.set_condition("Stuck", "Uninterruptible", why, status=True)
+        vm.reason = why
+        workshop.tell(vm.name, "stuck", why, pid=process.pid)
+
+
+def _note_rung(vm: ManagedVm, workshop: Workshop, taken: RungTaken) -> None:
+    verdict = "and QEMU ended" if taken.enough else "was not enough"
+    workshop.tell(
+        vm.name,
+        "stopping",
+        f"{taken.rung} {verdict} after {taken.seconds:.1f} s",
+        rung=taken.rung,
+        seconds=round(taken.seconds, 3),
+        enough=taken.enough,
+    )
+    vm.stop_steps = (*vm.stop_steps, taken)
+
+
+async def _finish(
+    vm: ManagedVm, workshop: Workshop, end: ProcessEnd, detail: str, *, terminal: bool = False
+) -> None:
+    """Tidy up after an end, decide what follows, and make both durable in that order."""
+    exit_class = classify_exit(await _complete_evidence(vm, end))
+    await _tidy_up(vm, workshop)
+    await run_hooks(vm, workshop, "postStop")
+    changes = _consequences(vm, workshop, exit_class, detail, terminal=terminal)
+    last_exit = LastExit(exit_class, end.code, end.signal, datetime.now(UTC), detail or _took(vm))
+    await vm.save(workshop, launch=None, last_exit=last_exit, **changes)
+    if vm.process is not None:
+        vm.process.close()
+    vm.process, vm.running, vm.order, vm.stop_steps = None, None, None, ()
+    vm.step(Step.END)
+    workshop.ended(vm.name, last_exit, comes_back="restarts" in changes)
+    workshop.changed()
+
+
+def _took(vm: ManagedVm) -> str:
+    """What it took to end it: the last rung that was needed."""
+    return f"{vm.stop_steps[-1].rung}, {vm.stop_steps[-1].seconds:.1f} s" if vm.stop_steps else ""
+
+
+async def _complete_evidence(vm: ManagedVm, end: ProcessEnd) -> Evidence:
+    asked = ""
+    if vm.order is not None and not vm.order.start_failed:
+        asked = "kill" if vm.order.hard else "stop"
+    killed = end.signal == signal.SIGKILL and not asked and vm.process is not None
+    out_of_memory = False
+    if killed and vm.process is not None:
+        log = await trio.to_thread.run_sync(read_kernel_log)
+        out_of_memory = vm.process.pid in parse_oom_kills(log)
+    return evolve(vm.evidence, asked=asked, out_of_memory=out_of_memory)
+
+
+async def _tidy_up(vm: ManagedVm, workshop: Workshop) -> None:
+    """End the helpers and remove what was made for this run. May be done twice."""
+    launch = vm.record.launch
+    if launch is not None:
+        await end_helpers(launch, boot_id=workshop.boot_id)
+    await remove_runtime_folder(workshop.places.run_of(vm.name))
+
+
+def _consequences(
+    vm: ManagedVm, workshop: Workshop, exit_class: ExitClass, detail: str, *, terminal: bool
+) -> dict[str, object]:
+    """Return what changes in the record: the operator's intent comes before any policy."""
+    intent = vm.record.intent
+    if intent is Intent.RESTART:
+        return {"intent": Intent.RUN, "intent_boot": workshop.boot_id, "retry_at": None}
+    if vm.order is not None and not vm.order.start_failed:
+        return {"retry_at": None}
+    if exit_class is ExitClass.START_FAILED and terminal:
+        return _consequences_of(vm, workshop, GiveUp(detail or "QEMU did not start"))
+    now = time.monotonic()
+    ready_at = vm.record.launch.ready_at if vm.record.launch else None
+    outcome = after_exit(
+        exit_class,
+        vm.vm.restart,
+        vm.record.budget if vm.record.budget_boot == workshop.boot_id else Budget(),
+        now=now,
+        ran_for=now - ready_at if ready_at is not None else 0.0,
+        chance=random.random(),
+        detail=detail,
+    )
+    return _consequences_of(vm, workshop, outcome)
+
+
+def _consequences_of(vm: ManagedVm, workshop: Workshop, outcome: Outcome) -> dict[str, object]:
+    match outcome:
+        case StartAgain(at, budget):
+            return {
+                "budget": budget,
+                "budget_boot": workshop.boot_id,
+                "retry_at": at,
+                "restarts": vm.record.restarts + 1,
+            }
+        case StayStopped(because):
+            return {
+                "halted": because,
+                "halted_boot": workshop.boot_id,
+                "intent": Intent.NONE,
+                "retry_at": None,
+            }
+        case GiveUp(because):
+            failure = Failure(because, vm.record.source.digest)
+            return {"failure": failure, "retry_at": None, "budget": Budget()}
+        case AwaitDevice():
+            return {"retry_at": None}
