@@ -1,0 +1,183 @@
+"""The daemon: one nursery, and the whole story on this page.
+
+Events only mark; one task observes, plans and carries out; one task per VM supervises. The VMs
+are not the daemon's children in spirit: it may end, be killed or be replaced, and they run on.
+"""
+
+import fcntl
+import logging
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+
+import arcsup
+from arcsup.control.events import EventLog
+from arcsup.control.metrics import Metrics
+from arcsup.control.server import serve_control
+from arcsup.errors import ArcsupError, ExitCode, Refused, SpecError
+from arcsup.events.dirty import Bell, Dirty
+from arcsup.events.uevents import watch_uevents
+from arcsup.events.watch import watch_files
+from arcsup.fleet import Fleet, default_start_slots
+from arcsup.host.identity import boot_id, machine_id
+from arcsup.model import Event, LastExit, VmName
+from arcsup.notify import notify, watchdog_interval
+from arcsup.operator import Operator
+from arcsup.places import Places
+from arcsup.plan.lifecycle import Phase
+from arcsup.reconcile import Reconciler
+from arcsup.show import in_words
+from arcsup.spec.config import Config
+from arcsup.vm.managed import StopOrder, Workshop
+from arcsup.vm.record import RecordStore
+
+logger = logging.getLogger(__name__)
+
+
+def run_daemon(*, places: Places, config: Config, on_exit: str) -> int:
+    """Run until SIGTERM or SIGINT; return the exit code. Raises ArcsupError when it cannot."""
+    _prepare_process()
+    with ExitStack() as held:
+        for directory in (places.run, places.state):
+            held.enter_context(_hold(directory))
+        trio.run(partial(_serve, places, config, stop_vms=on_exit == "stop"))
+    return ExitCode.OK
+
+
+async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
+    dirty, bell, event_log = Dirty(), Bell(), EventLog()
+    metrics = Metrics(arcsup.__version__)
+    workshop = _open_workshop(places, dirty, bell, event_log, metrics)
+    fleet = Fleet(workshop, bell, config.start_limit or default_start_slots())
+    fleet.load_records()
+    async with trio.open_nursery() as vms, trio.open_nursery() as nursery:
+        reconciler = Reconciler(fleet, dirty, metrics, vms, config.resync)
+        operator = Operator(fleet, reconciler, event_log, metrics)
+        reconciler.adopt_all()
+        # From here on everything that changes marks; nothing is decided before the files are read.
+        nursery.start_soon(watch_files, places.vms, partial(dirty.mark, "files"))
+        nursery.start_soon(watch_uevents, partial(dirty.mark, "kernel"))
+        nursery.start_soon(reconciler.run)
+        nursery.start_soon(_feed_watchdog, reconciler)
+        nursery.start_soon(_tell_status, fleet)
+        await nursery.start(partial(serve_control, operator, places.socket, group=config.group))
+        notify(READY=1)
+        logger.info("ready", extra={"VMS": len(fleet.vms), "VM_DIRECTORY": places.vms})
+        await _obey_signals(reconciler)
+        notify(STOPPING=1)
+        reconciler.ending = True
+        if stop_vms:
+            await _stop_all(fleet)
+        nursery.cancel_scope.cancel()
+        vms.cancel_scope.cancel()
+
+
+def _open_workshop(
+    places: Places, dirty: Dirty, bell: Bell, event_log: EventLog, metrics: Metrics
+) -> Workshop:
+    def tell(vm: VmName | None, kind: str, message: str, **data: Any) -> None:
+        event_log.append(Event(datetime.now(UTC), vm, kind, message, data))
+        fields = {"VM": vm, "EVENT": kind} if vm else {"EVENT": kind}
+        logger.info("%s", message, extra=fields)
+
+    def changed() -> None:
+        dirty.mark("qemu")
+        bell.ring()
+
+    def ended(vm: VmName, last_exit: LastExit, *, comes_back: bool) -> None:
+        if comes_back:
+            metrics.count_restart(vm, last_exit.exit_class)
+        tell(vm, "ended", f"QEMU ended: {in_words(last_exit)}", exitClass=last_exit.exit_class)
+
+    return Workshop(
+        places=places,
+        machine_id=str(machine_id(places.state)),
+        boot_id=str(boot_id()),
+        records=RecordStore(places.state / "vms"),
+        tell=tell,
+        changed=changed,
+        became_ready=lambda _vm, seconds: metrics.observe_time_to_running(seconds),
+        ended=ended,
+    )
+
+
+async def _obey_signals(reconciler: Reconciler) -> None:
+    """Return when the daemon is to end; SIGHUP makes it look at everything again."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            if number != signal.SIGHUP:
+                logger.info("ending on %s", signal.Signals(number).name)
+                return
+            notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
+            try:
+                reconciler.reload()
+            except SpecError as error:
+                logger.error("%s", error.message)  # noqa: TRY400
+            notify(READY=1)
+
+
+async def _feed_watchdog(reconciler: Reconciler) -> None:
+    """Tell systemd that we live, for as long as passes are made."""
+    interval = watchdog_interval()
+    while interval is not None:
+        if time.monotonic() - reconciler.last_pass < 2 * reconciler.resync + interval:
+            notify(WATCHDOG=1)
+        await trio.sleep(interval)
+
+
+async def _tell_status(fleet: Fleet) -> None:
+    while True:
+        running = sum(vm.phase is Phase.RUNNING for vm in fleet.vms.values())
+        notify(STATUS=f"{running} of {len(fleet.vms)} VMs running")
+        await fleet.changed.wait()
+
+
+async def _stop_all(fleet: Fleet) -> None:
+    """Stop every VM, those that others come after last. The operator's intent stays as it is."""
+    while up := [vm for vm in fleet.vms.values() if vm.phase is not Phase.DOWN]:
+        needed = {name for vm in up for name in vm.vm.after}
+        # In a circle everybody is needed; then all stop at once.
+        for vm in [vm for vm in up if vm.name not in needed] or up:
+            vm.give_order(StopOrder("the daemon ends"))
+        await fleet.changed.wait()
+
+
+@contextmanager
+def _hold(directory: Path) -> Iterator[None]:
+    """Hold a directory for this daemon alone. Raises Refused, or Terminal if it cannot be made."""
+    try:
+        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = os.open(directory / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ArcsupError(
+            f"{error.filename}: {error.strerror}", "run as root, or name another directory"
+        ) from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError:
+        raise Refused(
+            f"another daemon uses {directory}", "`arcsup list` talks to it; stop it first"
+        ) from None
+    finally:
+        os.close(lock)
+
+
+def _prepare_process() -> None:
+    """Let nothing that we were started with leak into QEMU, and allow a descriptor per socket."""
+    for descriptor in map(int, [entry.name for entry in Path("/proc/self/fd").iterdir()]):
+        with suppress(OSError):  # The one that the directory itself was read through.
+            os.set_inheritable(descriptor, descriptor <= sys.stderr.fileno())
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    os.umask(0o027)

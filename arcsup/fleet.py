@@ -1,0 +1,291 @@
+"""All VMs of one daemon: what their files want, what their records remember, what runs.
+
+Three sources meet here and nowhere else: the directory of VM files, the records on disk, and the
+QEMU processes. ``look`` turns them into the values that the planner takes.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import trio
+from attrs import define, evolve, field, frozen
+
+from arcsup.errors import NoSuchObject, Refused
+from arcsup.events.dirty import Bell
+from arcsup.host.memory import observe_available_memory
+from arcsup.model import Vm, VmName
+from arcsup.plan.lifecycle import Phase
+from arcsup.plan.plan import HostSeen, Intent, Seen, Wanted
+from arcsup.plan.restart import Budget
+from arcsup.spec.directory import (
+    Circumstances,
+    DirectoryState,
+    Entry,
+    Snapshot,
+    read_directory,
+)
+from arcsup.spec.faults import Fault
+from arcsup.spec.native import differences, load_vm, read_vm
+from arcsup.vm.managed import ManagedVm, Workshop
+from arcsup.vm.record import Record, Source
+
+
+@frozen
+class BadFile:
+    """A file that is wrong, and of which no good version is known."""
+
+    name: VmName
+    file: Path
+    faults: tuple[str, ...]
+    since: datetime
+
+
+@frozen
+class View:
+    """One look at everything: what the planner takes. ``now`` is on the monotonic clock."""
+
+    wanted: Mapping[VmName, Wanted]
+    seen: Mapping[VmName, Seen]
+    host: HostSeen
+    now: float
+
+
+@define(eq=False)
+class Fleet:
+    """The VMs by name, and the files that are none."""
+
+    workshop: Workshop
+    changed: Bell
+    start_slots: int
+    vms: dict[VmName, ManagedVm] = field(factory=dict)
+    bad_files: dict[Path, BadFile] = field(factory=dict)
+    unreadable: dict[VmName, str] = field(factory=dict)
+    snapshot: Snapshot | None = None
+    held: str = ""
+    """Why the VM directory is not believed although it can be read; "" when it is."""
+    _last_good: dict[VmName, Vm] = field(factory=dict)
+
+    def find(self, name: str) -> ManagedVm:
+        """Return a VM. Raises NoSuchObject."""
+        vm = self.vms.get(VmName(name))
+        if vm is None:
+            raise NoSuchObject(f"there is no VM {name}", "`arcsup list` shows those there are")
+        return vm
+
+    def findings(self) -> Iterator[str]:
+        """Yield what is wrong beside single VMs: the directory, odd files, unreadable records."""
+        if self.held:
+            yield self.held
+        if self.snapshot is not None:
+            if self.snapshot.reason:
+                yield self.snapshot.reason
+            yield from map(str, self.snapshot.findings)
+        yield from self.unreadable.values()
+
+    # --- records ---------------------------------------------------------------------------------
+
+    def load_records(self) -> None:
+        """Take up what earlier daemons knew. Called once, before anything else."""
+        records, self.unreadable = self.workshop.records.load_all()
+        for record in records.values():
+            file = Path(record.source.file)
+            parsed = read_vm(record.source.text, file, self.workshop.machine_id)
+            if parsed.vm is None or parsed.vm.name != record.name:
+                why = "; ".join(map(str, parsed.faults)) or f"it names {parsed.name}"
+                self.unreadable[record.name] = f"the record of {record.name} is wrong: {why}"
+                continue
+            self.vms[record.name] = ManagedVm(record, parsed.vm)
+            self._last_good[record.name] = parsed.vm
+
+    async def submit(self, file: Path, source: str) -> VmName:
+        """Take up a VM whose file is not in the VM directory, and want it to run.
+
+        Raises SpecError for a faulty file, Refused when a VM of that name is there already.
+        """
+        vm = load_vm(source, file, self.workshop.machine_id)
+        known = self.vms.get(vm.name)
+        if known is not None and not (known.record.transient and known.phase is Phase.DOWN):
+            raise Refused(
+                f"there is a VM {vm.name} already ({known.file})",
+                f"arcsup start {vm.name}, or give the file another name:",
+            )
+        record = Record(
+            vm.name,
+            Source(str(file), source, ""),
+            transient=True,
+            intent=Intent.RUN,
+            intent_boot=self.workshop.boot_id,
+        )
+        self.vms[vm.name] = ManagedVm(record, vm)
+        await self.workshop.records.save(record)
+        return vm.name
+
+    # --- files -----------------------------------------------------------------------------------
+
+    async def read_files(self) -> None:
+        """Read the VM directory and make each new good version durable."""
+        workshop = self.workshop
+        given = Circumstances(
+            machine_id=workshop.machine_id,
+            images=workshop.places.images,
+            system=workshop.places.system,
+            last_good=self._last_good,
+        )
+        snapshot = await trio.to_thread.run_sync(
+            partial(read_directory, workshop.places.vms, self.snapshot, given, time.time())
+        )
+        if snapshot is self.snapshot or not self._is_believable(snapshot):
+            return
+        self.snapshot = snapshot
+        self._keep_identity(snapshot)
+        bad_files = {}
+        async with trio.open_nursery() as nursery:
+            for entry in snapshot.entries.values():
+                if (fault := self.unreadable.get(entry.name)) is not None:
+                    entry = evolve(entry, last_good=None, faults=(_as_fault(entry, fault),))
+                if entry.last_good is None:
+                    bad_files[entry.file] = self._as_bad_file(entry)
+                else:
+                    self._take_in(entry, entry.last_good, nursery)
+        self.bad_files = bad_files
+        self.changed.ring()
+
+    def _take_in(self, entry: Entry, vm: Vm, nursery: trio.Nursery) -> None:
+        source = Source(str(entry.file), entry.text, entry.digest)
+        managed = self.vms.get(vm.name)
+        if managed is None:
+            managed = self.vms[vm.name] = ManagedVm(Record(vm.name, source), vm)
+            nursery.start_soon(partial(managed.save, self.workshop))
+        faults = tuple(map(str, entry.faults))
+        if faults != managed.faults:
+            managed.faults = faults
+            for fault in faults:
+                self.workshop.tell(vm.name, "file-invalid", fault)
+        if entry.vm is None or managed.record.source == source:
+            return
+        managed.vm = vm
+        changes: dict[str, object] = {"source": source, "transient": False}
+        if managed.record.failure is not None and managed.record.failure.digest != source.digest:
+            changes |= {"failure": None, "budget": Budget(), "retry_at": None}
+        nursery.start_soon(partial(managed.save, self.workshop, **changes))
+        self.workshop.tell(vm.name, "file-changed", f"{entry.file} was read")
+
+    def _as_bad_file(self, entry: Entry) -> BadFile:
+        faults = tuple(map(str, entry.faults))
+        known = self.bad_files.get(entry.file)
+        if known is not None and known.faults == faults:
+            return known
+        for fault in faults:
+            self.workshop.tell(entry.name, "file-invalid", fault)
+        return BadFile(entry.name, entry.file, faults, datetime.now(UTC))
+
+    # An unmounted directory looks like one whose files were all removed, and the VMs of a whole
+    # host would be stopped for it. While the daemon runs, read_directory sees the replacement;
+    # across a restart of the daemon the identity that is kept here shows it.
+
+    def _is_believable(self, snapshot: Snapshot) -> bool:
+        self.held = ""
+        if self.snapshot is not None or snapshot.directory is not DirectoryState.PRESENT:
+            return True
+        known = self._known_identity()
+        if snapshot.entries or not self.vms or known in (None, snapshot.identity):
+            return True
+        self.held = (
+            f"{self.workshop.places.vms} is another, empty directory than before (unmounted?);"
+            " its VMs are kept; `arcsup reload` believes it"
+        )
+        return False
+
+    def _identity_file(self) -> Path:
+        return self.workshop.places.state / "vm-directory.json"
+
+    def _known_identity(self) -> tuple[int, int] | None:
+        try:
+            device, inode = json.loads(self._identity_file().read_text())
+        except (FileNotFoundError, ValueError):
+            return None
+        return device, inode
+
+    def _keep_identity(self, snapshot: Snapshot) -> None:
+        if snapshot.directory is not DirectoryState.PRESENT or snapshot.identity is None:
+            return
+        if snapshot.identity != self._known_identity():
+            temporary = self._identity_file().with_suffix(".tmp")
+            temporary.write_text(json.dumps(snapshot.identity))
+            temporary.replace(self._identity_file())
+
+    def believe_directory(self) -> None:
+        """Take the directory as it is, even if it was replaced by an empty one."""
+        self._identity_file().unlink(missing_ok=True)
+        if self.snapshot is not None and self.snapshot.directory is DirectoryState.REPLACED_EMPTY:
+            self.snapshot = None
+
+    # --- one look --------------------------------------------------------------------------------
+
+    def look(self) -> View:
+        """Return everything that the planner decides from, as it is at this moment."""
+        return View(
+            wanted={vm.name: self._want(vm) for vm in self.vms.values() if self._is_wanted(vm)},
+            seen={vm.name: self._see(vm) for vm in self.vms.values()},
+            host=HostSeen(observe_available_memory(), self.start_slots),
+            now=time.monotonic(),
+        )
+
+    def _is_wanted(self, vm: ManagedVm) -> bool:
+        record = vm.record
+        if record.transient:
+            if vm.phase is not Phase.DOWN:
+                return True
+            over = record.intent in (Intent.STOP, Intent.KILL) or bool(record.halted)
+            return not over and record.intent_boot == self.workshop.boot_id
+        if self.snapshot is None or self.snapshot.directory is not DirectoryState.PRESENT:
+            return True
+        entry = self.snapshot.entries.get(vm.file)
+        return entry is not None and entry.last_good is not None and entry.last_good.name == vm.name
+
+    def _want(self, vm: ManagedVm) -> Wanted:
+        record, boot_id = vm.record, self.workshop.boot_id
+        intent = record.intent
+        if record.intent_boot != boot_id:
+            # A stop outlasts the host's uptime; a start, a restart and a kill do not.
+            intent = Intent.STOP if intent in (Intent.STOP, Intent.KILL) else Intent.NONE
+        return Wanted(
+            vm.vm,
+            intent=intent,
+            halted=record.halted if record.halted_boot == boot_id else "",
+            failure=record.failure.because if record.failure else "",
+        )
+
+    def _see(self, vm: ManagedVm) -> Seen:
+        current = vm.record.budget_boot == self.workshop.boot_id
+        return Seen(
+            phase=vm.phase,
+            phase_since=vm.phase_since,
+            dying=vm.order is not None and vm.order.hard,
+            differs=_differences(vm),
+            retry_at=vm.record.retry_at if current else None,
+        )
+
+
+def _differences(vm: ManagedVm) -> tuple[str, ...]:
+    if vm.running is None or vm.running == vm.vm:
+        return ()
+    keys = differences(vm.running, vm.vm)
+    if vm.media_tried is vm.vm:
+        # Once is enough: what a guest refused to let go of takes a restart.
+        return tuple("cdroms" if key.startswith("cdroms[") else key for key in keys)
+    return keys
+
+
+def _as_fault(entry: Entry, message: str) -> Fault:
+    return Fault(entry.file, 1, 1, "", message)
+
+
+def default_start_slots() -> int:
+    """Return how many VMs may be starting at once: two for each CPU of the host."""
+    return 2 * (os.cpu_count() or 1)

@@ -1,0 +1,271 @@
+"""What an operator may ask of the daemon: the control socket's other end.
+
+A command changes the operator's intent, makes that durable, and marks; the reconciler does the
+rest. Nothing here starts or stops anything itself, so a command and a crash at the same moment
+cannot disagree.
+"""
+
+import itertools
+import os
+from collections.abc import AsyncGenerator, Callable, Sequence
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import trio
+from attrs import define, evolve, field
+from qemu.qmp import QMPError
+
+import arcsup
+from arcsup.control.events import EventLog
+from arcsup.control.metrics import Metrics
+from arcsup.errors import ArcsupError, Refused, TimedOut
+from arcsup.explain import explain
+from arcsup.fleet import Fleet, View
+from arcsup.model import Event, State, Step, VmName, VmStatus, Why
+from arcsup.plan.lifecycle import Phase
+from arcsup.plan.plan import Intent
+from arcsup.plan.restart import Budget
+from arcsup.reconcile import Reconciler
+from arcsup.show import show_bad_file, show_vm
+from arcsup.spec.native import vm_to_native
+from arcsup.vm.managed import ManagedVm
+
+QMP_ANSWER = 30.0
+"""Seconds an operator's QMP command may take."""
+
+FRESH: dict[str, Any] = {"failure": None, "halted": "", "budget": Budget(), "retry_at": None}
+"""What a person's start takes back: every earlier reason to stay down."""
+
+Condition = Callable[[], bool]
+
+_UP = (Phase.RUNNING, Phase.PAUSED)
+_screenshots = itertools.count()
+
+
+@define(eq=False)
+class Operator:
+    """Implements ``control.supervisor.Supervisor`` on a fleet."""
+
+    fleet: Fleet
+    reconciler: Reconciler
+    event_log: EventLog
+    metric: Metrics
+    started: float = field(factory=monotonic)
+
+    # --- looking ---------------------------------------------------------------------------------
+
+    def statuses(self) -> Sequence[VmStatus]:
+        """Return all VMs in name order, files that are none among them."""
+        view = self.fleet.look()
+        shown = [self._show(vm, view) for vm in self.fleet.vms.values()]
+        shown += [show_bad_file(bad) for bad in self.fleet.bad_files.values()]
+        return sorted(shown, key=lambda status: (status.name, status.file))
+
+    def status(self, name: str) -> VmStatus:
+        """Return one VM and its kept events."""
+        bad = [bad for bad in self.fleet.bad_files.values() if bad.name == name]
+        if bad and name not in self.fleet.vms:
+            shown = show_bad_file(bad[0])
+        else:
+            shown = self._show(self.fleet.find(name), self.fleet.look())
+        return evolve(shown, events=tuple(event for _, event in self.event_log.since(0, name)))
+
+    def why(self, name: str) -> Why:
+        """Return the chain from "not as desired" to its cause."""
+        places = self.fleet.workshop.places
+        return explain(self.status(name), self.fleet.vms, self.fleet.look(), places)
+
+    def _show(self, vm: ManagedVm, view: View) -> VmStatus:
+        return show_vm(vm, view, self.fleet.workshop.places)
+
+    def definition(self, name: str) -> dict[str, Any]:
+        """Return the VM as its file's last good version asks for it."""
+        return dict(vm_to_native(self.fleet.find(name).vm))
+
+    def steps(self) -> Sequence[Step]:
+        """Return what the next pass would do."""
+        return self.reconciler.steps()
+
+    def report(self) -> dict[str, Any]:
+        """Return the daemon's own state."""
+        places = self.fleet.workshop.places
+        return {
+            "version": arcsup.__version__,
+            "pid": os.getpid(),
+            "uptimeSeconds": round(monotonic() - self.started, 1),
+            "places": {
+                "vms": str(places.vms),
+                "run": str(places.run),
+                "state": str(places.state),
+                "log": str(places.log),
+                "sysfs": str(places.sysfs),
+                "config": str(places.config),
+            },
+            "system": places.system,
+            "findings": list(self.fleet.findings()),
+        }
+
+    def events(self, since: int, vm: str | None) -> Sequence[tuple[int, Event]]:
+        """Return kept events after ``since``."""
+        return self.event_log.since(since, vm)
+
+    def follow(self, since: int, vm: str | None) -> AsyncGenerator[tuple[int, Event], None]:
+        """Yield events after ``since`` for ever."""
+        return self.event_log.follow(since, vm)
+
+    def metrics(self) -> bytes:
+        """Return the Prometheus text exposition."""
+        return self.metric.expose(self.statuses())
+
+    # --- asking ----------------------------------------------------------------------------------
+
+    async def start(self, name: str) -> None:
+        """Want the VM to run; leaves ``stopped`` and ``failed`` with a fresh budget."""
+        vm = self.fleet.find(name)
+        if vm.phase is Phase.STOPPING or (vm.order is not None and vm.phase is not Phase.DOWN):
+            # It comes back once it is down: that is what restart means.
+            await self._want(vm, Intent.RESTART, "asked to start it once it has stopped")
+            return
+        await self._want(vm, Intent.RUN, "asked to start it", fresh=True)
+
+    async def submit(self, file: Path, source: str) -> VmName:
+        """Run a VM whose file is not in the VM directory, until it is stopped."""
+        name = await self.fleet.submit(file, source)
+        self.reconciler.dirty.mark("operator")
+        return name
+
+    async def stop(self, name: str) -> None:
+        """Want the VM to be stopped, durably."""
+        vm = self.fleet.find(name)
+        if vm.record.intent is not Intent.KILL or vm.phase is Phase.DOWN:
+            await self._want(vm, Intent.STOP, "asked to stop it")
+
+    async def kill(self, name: str) -> None:
+        """Pull the plug and want the VM to be stopped, durably."""
+        await self._want(self.fleet.find(name), Intent.KILL, "asked to kill it")
+
+    async def restart(self, name: str) -> None:
+        """Stop as ``stop`` does, then start with the file as it is now."""
+        vm = self.fleet.find(name)
+        vm.restarted_from = vm.starts
+        intent = Intent.RUN if vm.phase is Phase.DOWN else Intent.RESTART
+        await self._want(vm, intent, "asked to restart it", fresh=True)
+
+    async def reset(self, name: str) -> None:
+        """Press the reset button."""
+        await self.qmp(name, "system_reset", {})
+
+    async def pause(self, name: str) -> None:
+        """Halt the virtual CPUs."""
+        vm = self.fleet.find(name)
+        if vm.phase is not Phase.RUNNING:
+            raise Refused(f"{name} is not running", "`arcsup status` shows what it does")
+        await self.qmp(name, "stop", {})
+        await self._until(lambda: vm.phase is not Phase.RUNNING, QMP_ANSWER)
+
+    async def resume(self, name: str) -> None:
+        """Let paused virtual CPUs go on."""
+        vm = self.fleet.find(name)
+        if vm.phase is not Phase.PAUSED:
+            raise Refused(f"{name} is not paused", "`arcsup status` shows what it does")
+        await self.qmp(name, "cont", {})
+        await self._until(lambda: vm.phase is not Phase.PAUSED, QMP_ANSWER)
+
+    async def clear(self, name: str) -> None:
+        """Leave ``failed`` with a fresh restart budget."""
+        vm = self.fleet.find(name)
+        if vm.record.failure is None:
+            raise Refused(f"{name} has not failed", "`arcsup why` shows what it is waiting for")
+        await self._want(vm, vm.record.intent, "cleared its failure", fresh=True)
+
+    async def qmp(self, name: str, command: str, arguments: dict[str, Any]) -> Any:
+        """Run one QMP command on the daemon's own monitor."""
+        vm = self.fleet.find(name)
+        if vm.qmp is None:
+            raise Refused(f"{name} has no QEMU that answers", "`arcsup why` says what it is doing")
+        try:
+            with trio.fail_after(QMP_ANSWER):
+                return await vm.qmp.execute(command, arguments)
+        except trio.TooSlowError:
+            raise TimedOut(f"{name}: QEMU did not answer {command} in {QMP_ANSWER:g} s") from None
+        except QMPError as error:
+            raise Refused(f"{name}: QEMU refuses {command}: {error}") from error
+
+    async def screenshot(self, name: str) -> bytes:
+        """Return the guest's first display as PNG."""
+        folder = self.fleet.workshop.places.run_of(name)
+        picture = folder / f"screenshot-{next(_screenshots)}.png"
+        try:
+            await self.qmp(name, "screendump", {"filename": str(picture), "format": "png"})
+            return await trio.to_thread.run_sync(picture.read_bytes)
+        finally:
+            picture.unlink(missing_ok=True)
+
+    async def reload(self) -> None:
+        """Read the configuration and every VM file again."""
+        self.reconciler.reload()
+
+    # --- waiting ---------------------------------------------------------------------------------
+
+    async def settle(self, name: str, verb: str, timeout: float) -> VmStatus:  # noqa: ASYNC109
+        """Wait until ``verb`` has had its effect, or cannot have it any more."""
+        vm = self.fleet.find(name)
+
+        def settled() -> bool:
+            if verb in ("stop", "kill"):
+                return vm.phase is Phase.DOWN
+            began = verb != "restart" or vm.starts > vm.restarted_from
+            return vm.record.failure is not None or (began and vm.phase in _UP)
+
+        if not await self._until(settled, timeout):
+            shown = self.status(name)
+            raise TimedOut(
+                f"{name} is {shown.state} after {timeout:g} s: {shown.reason or 'no reason known'}",
+                f"`arcsup why {name}` says more; it may still happen",
+            )
+        if verb not in ("stop", "kill") and vm.record.failure is not None:
+            raise ArcsupError(
+                f"{name} failed: {vm.record.failure.because}",
+                f"`arcsup logs {name}` shows more; `arcsup clear {name}` or a changed file retries",
+            )
+        return self._show(vm, self.fleet.look())
+
+    async def wait_for(
+        self,
+        name: str,
+        state: State | None,
+        timeout: float,  # noqa: ASYNC109
+    ) -> VmStatus:
+        """Wait until the VM is in ``state`` (None: gone)."""
+        last = self.status(name)
+
+        def there() -> bool:
+            nonlocal last
+            known = {status.name: status for status in self.statuses()}
+            last = known.get(VmName(name), last)
+            return name not in known if state is None else last.state is state
+
+        if not await self._until(there, timeout):
+            raise TimedOut(
+                f"{name} is {last.state}, not {state or 'gone'}, after {timeout:g} s",
+                f"`arcsup why {name}` says what it is waiting for",
+            )
+        return last
+
+    async def _until(self, condition: Condition, limit: float) -> bool:
+        with trio.move_on_after(limit):
+            while not condition():
+                await self.fleet.changed.wait()
+            return True
+        return condition()
+
+    async def _want(self, vm: ManagedVm, intent: Intent, what: str, *, fresh: bool = False) -> None:
+        boot = self.fleet.workshop.boot_id
+        changes: dict[str, Any] = {"intent": intent, "intent_boot": boot}
+        if fresh:
+            changes |= FRESH
+        await vm.save(self.fleet.workshop, **changes)
+        self.fleet.workshop.tell(vm.name, intent.value, f"the operator {what}")
+        self.reconciler.dirty.mark("operator")
+        self.fleet.workshop.changed()

@@ -1,0 +1,136 @@
+"""Observe, plan, carry out: one task decides, and only here are decisions acted on."""
+
+import logging
+import time
+from collections.abc import Sequence
+
+import trio
+from attrs import define, field
+
+from arcsup.control.metrics import Metrics
+from arcsup.errors import ArcsupError
+from arcsup.events.dirty import Dirty
+from arcsup.fleet import Fleet, default_start_slots
+from arcsup.model import Step, VmName
+from arcsup.plan.plan import (
+    Action,
+    ChangeMedia,
+    ForgetVm,
+    StartVm,
+    StopVm,
+    next_deadline,
+    plan,
+)
+from arcsup.spec.config import load_config
+from arcsup.vm.managed import StopOrder
+from arcsup.vm.media import change_media
+from arcsup.vm.supervise import begin, find_qemu_process, resume_vm, supervise
+
+logger = logging.getLogger(__name__)
+
+AFTER_AN_ERROR = 2.0
+"""Seconds after which a pass that failed (a full disk, say) is made again."""
+
+
+@define(eq=False)
+class Reconciler:
+    """Brings what runs in line with what is wanted, again and again."""
+
+    fleet: Fleet
+    dirty: Dirty
+    metrics: Metrics
+    nursery: trio.Nursery
+    resync: float
+    ending: bool = False
+    """The daemon is about to end: nothing is started any more."""
+    last_pass: float = field(factory=time.monotonic)
+
+    async def run(self) -> None:
+        """Make a pass whenever something may have changed, for ever."""
+        while True:
+            reasons = await self.dirty.wait(at_most=self._patience())
+            for reason in reasons or ("resync",):
+                self.metrics.count_event_seen(reason)
+            started = time.monotonic()
+            try:
+                await self._make_pass()
+            except ArcsupError as error:
+                # What could not be recorded was not done either; the next pass finds it so.
+                logger.error("%s; %s", error.message, error.hint)  # noqa: TRY400
+                await trio.sleep(AFTER_AN_ERROR)
+                self.dirty.mark("retry")
+            self.last_pass = time.monotonic()
+            self.metrics.observe_reconcile(self.last_pass - started)
+
+    def reload(self) -> None:
+        """Read the configuration and look at everything anew; believe a replaced VM directory.
+
+        Raises SpecError for a faulty configuration; the last good one stays in force.
+        """
+        config = load_config(self.fleet.workshop.places.config)
+        self.resync = config.resync
+        self.fleet.start_slots = config.start_limit or default_start_slots()
+        self.fleet.believe_directory()
+        self.dirty.mark("operator")
+
+    async def _make_pass(self) -> None:
+        await self.fleet.read_files()
+        if self.ending:
+            return
+        view = self.fleet.look()
+        for action in plan(view.wanted, view.seen, view.host, view.now):
+            await self._carry_out(action)
+
+    def _patience(self) -> float:
+        """Return the seconds until something has to be looked at even if nobody marks."""
+        view = self.fleet.look()
+        limits = [self.resync]
+        if (deadline := next_deadline(view.wanted, view.seen, view.now)) is not None:
+            limits.append(deadline - view.now)
+        snapshot = self.fleet.snapshot
+        if snapshot is not None and snapshot.look_again_at is not None:
+            limits.append(snapshot.look_again_at - time.time())
+        return max(0.0, min(limits))
+
+    async def _carry_out(self, action: Action) -> None:
+        vm = self.fleet.vms[action.name]
+        match action:
+            case StartVm(because=because):
+                begin(vm, because)
+                self.nursery.start_soon(supervise, vm, self.fleet.workshop)
+            case StopVm(because=because, hard=hard):
+                vm.give_order(StopOrder(because, hard=hard))
+            case ChangeMedia():
+                vm.media_tried = vm.vm
+                self.nursery.start_soon(change_media, vm, self.fleet.workshop)
+            case ForgetVm(because=because):
+                await self._forget(action.name, because)
+
+    async def _forget(self, name: VmName, because: str) -> None:
+        await self.fleet.workshop.records.remove(name)
+        del self.fleet.vms[name]
+        self.metrics.forget(name)
+        self.fleet.workshop.tell(name, "removed", because)
+        self.fleet.changed.ring()
+
+    def adopt_all(self) -> int:
+        """Take over every QEMU that an earlier daemon left; return how many still run."""
+        workshop = self.fleet.workshop
+        adopted = 0
+        for vm in self.fleet.vms.values():
+            if vm.record.launch is None:
+                continue
+            process = find_qemu_process(vm, workshop.boot_id)
+            adopted += process is not None
+            self.nursery.start_soon(resume_vm, vm, workshop, process)
+        return adopted
+
+    def steps(self) -> Sequence[Step]:
+        """Return what a pass made now would do, in words."""
+        view = self.fleet.look()
+        return [_as_step(a) for a in plan(view.wanted, view.seen, view.host, view.now)]
+
+
+def _as_step(action: Action) -> Step:
+    verb = {StartVm: "start", StopVm: "stop", ChangeMedia: "change", ForgetVm: "forget"}
+    return Step(verb[type(action)], action.name, action.because)

@@ -1,0 +1,112 @@
+"""A VM as ``list`` and ``status`` show it: values of the fleet turned into values for people."""
+
+from datetime import UTC, datetime, timedelta
+
+from arcsup.fleet import BadFile, View
+from arcsup.model import LastExit, State, VmStatus
+from arcsup.places import Places
+from arcsup.plan.lifecycle import Phase
+from arcsup.plan.plan import Verdict, judge, needs_restart, show_state
+from arcsup.vm.managed import ManagedVm
+
+
+def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
+    """Return a VM's status as seen in ``view``."""
+    it = view.seen[vm.name]
+    verdict = _judge(vm, view)
+    failed = vm.record.failure is not None
+    state = show_state(verdict, it, faulty=bool(vm.faults), failed=failed, now=view.now)
+    pending = needs_restart(it.differs)
+    launch = vm.record.launch
+    run = places.run_of(vm.name)
+    return VmStatus(
+        name=vm.name,
+        state=state,
+        reason=_reason(vm, state, verdict, pending),
+        since=vm.since,
+        pid=vm.process.pid if vm.process else None,
+        restarts=vm.record.restarts,
+        gpus=(),
+        file=vm.record.source.file,
+        pending=pending,
+        uuid=vm.vm.uuid,
+        qmp_socket=str(run / "qmp.sock"),
+        monitor_socket=str(run / "monitor.sock"),
+        console_socket=str(run / "console.sock"),
+        argv=launch.argv if launch else (),
+        numa_node=launch.numa_node if launch else None,
+        adopted=vm.adopted,
+        last_exit=vm.record.last_exit,
+        next_try=_to_datetime(it.retry_at, view.now) if state is State.BACKOFF else None,
+        conditions=tuple(vm.conditions.values()),
+    )
+
+
+def show_bad_file(bad: BadFile) -> VmStatus:
+    """Return the status of a file that is no VM, and of which no good version is known."""
+    return VmStatus(
+        name=bad.name,
+        state=State.INVALID,
+        reason=_first(bad.faults),
+        since=bad.since,
+        pid=None,
+        restarts=0,
+        gpus=(),
+        file=str(bad.file),
+        pending=(),
+        uuid=None,
+        qmp_socket="",
+        monitor_socket="",
+        console_socket="",
+        argv=(),
+        numa_node=None,
+        adopted=False,
+        last_exit=None,
+        next_try=None,
+    )
+
+
+def _judge(vm: ManagedVm, view: View) -> Verdict:
+    if vm.name not in view.wanted:
+        return Verdict(up=False, because="its file was removed")
+    return judge(vm.name, view.wanted, view.seen, view.host, view.now)
+
+
+def _reason(vm: ManagedVm, state: State, verdict: Verdict, pending: tuple[str, ...]) -> str:
+    match state:
+        case State.INVALID:
+            rest = "is in force" if vm.phase is Phase.DOWN else "runs on"
+            return f"{_first(vm.faults)}; its last good version {rest}"
+        case State.RUNNING:
+            return f"its file has changed ({', '.join(pending)}): restart it" if pending else ""
+        case State.BACKOFF:
+            return f"{in_words(vm.record.last_exit)}; {verdict.blocked}"
+        case State.WAITING:
+            return verdict.blocked or "about to start"
+        case State.STOPPED:
+            return verdict.because
+        case State.FAILED:
+            return vm.record.failure.because if vm.record.failure else verdict.because
+        case State.STARTING | State.STOPPING | State.PAUSED:
+            return vm.reason or verdict.because
+
+
+def in_words(last_exit: LastExit | None) -> str:
+    """Return how a QEMU ended, for people: ``crash (signal 9)``."""
+    if last_exit is None:
+        return "it ended"
+    how = ""
+    if last_exit.signal is not None:
+        how = f" (signal {last_exit.signal})"
+    elif last_exit.code:
+        how = f" (exit code {last_exit.code})"
+    return f"{last_exit.exit_class}{how}{f': {last_exit.detail}' if last_exit.detail else ''}"
+
+
+def _first(faults: tuple[str, ...]) -> str:
+    more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
+    return f"{faults[0] if faults else 'its file is no VM'}{more}"
+
+
+def _to_datetime(moment: float | None, now: float) -> datetime | None:
+    return None if moment is None else datetime.now(UTC) + timedelta(seconds=moment - now)
