@@ -121,12 +121,23 @@ class Token(Generic[T]):
             parts = [item.text for item in node.items if isinstance(item, Scalar)]
             if len(parts) == len(node.items):
                 node = Scalar(node.mark, "str", ",".join(parts))
-        if not isinstance(node, Scalar) or node.type in {"null", "bool"}:
+        if not isinstance(node, Scalar) or node.type == "null":
             raise wrong(node, path, self.kind)
+        if node.type == "bool":
+            raise self._misread(node, path)
         try:
             return self.parse(node.text)
         except ValueError as error:
             raise Problems.one(node.mark, path, f"{tell(node)}: {error}") from None
+
+    def _misread(self, node: Scalar, path: str) -> Problems:
+        """Return the problem of a word that YAML takes for a boolean."""
+        try:
+            self.parse(node.text)
+        except ValueError:
+            return wrong(node, path, self.kind)
+        message = f'YAML takes {node.text} for a boolean, quote it: "{node.text}"'
+        return Problems.one(node.mark, path, f"expected {self.kind}; {message}")
 
     def write(self, value: object) -> Json:
         """Return the text, None for None."""
@@ -200,8 +211,8 @@ class Flag:
         return bool(value)
 
     def schema(self) -> dict[str, Json]:
-        """Return the schema of a boolean."""
-        return {"type": "boolean"}
+        """Return the schema of a boolean; to editors, which speak YAML 1.2, ``on`` is text."""
+        return {"enum": [True, False, "yes", "no", "on", "off"]}
 
 
 @frozen

@@ -13,7 +13,6 @@ from arcsup.spec.struct import Key, Struct, Words
 from arcsup.spec.tables import DURATION_TOKEN
 from arcsup.spec.units import HEX_ID, PCI_ADDRESS, parse_device_id, parse_pci_address
 
-
 RESYNC = Seconds(30.0)
 
 

@@ -206,7 +206,7 @@ def _list(vms: Path, directory: int) -> tuple[list[str], tuple[Fault, ...]]:
             if name.startswith(".") or not name.lower().endswith((".yaml", ".yml")):
                 continue
             if not name.isprintable():
-                shown = vms / name.encode("ascii", "backslashreplace").decode()
+                shown = vms / name.encode("unicode_escape").decode()
                 message = "the name holds what cannot be shown, rename the file"
                 findings.append(Fault(shown, 1, 1, "", message))
             elif not name.endswith(".yaml"):
@@ -289,8 +289,8 @@ def _compare(
         if old is not None and old.vm is not None:
             rank = 0 if old.digest == file.digest else 1
         else:
-            rank = 2 if file.parsed.name in given.last_good else 3
-        return rank, places.get(file.path, 0), file.path
+            rank = 2 if _last_good(file, before, given) is not None else 3
+        return rank, places.get(file.path, len(places)), file.path
 
     ordered = sorted(files.values(), key=standing)
     sources = [

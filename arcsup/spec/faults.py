@@ -29,7 +29,7 @@ class Problem:
     message: str
 
 
-class Problems(Exception):  # noqa: N818 - it carries findings to the caller, who tells them
+class Problems(Exception):
     """Raised inside the reader with everything wrong below one node."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

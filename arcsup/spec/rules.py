@@ -177,13 +177,18 @@ def _check_after(vm: Vm) -> Findings:
 
 
 def _check_hugepages(vm: Vm) -> Findings:
-    size = vm.hugepages
-    if isinstance(size, bool):
-        return
-    if size < SMALLEST_HUGE_PAGE or size & (size - 1):
-        yield "hugepages", f"{size} MiB is no page size, expected one such as 2MiB or 1GiB"
-    elif vm.memory_mib % size:
-        yield "memory", f"{vm.memory_mib} MiB is no multiple of the huge page, {size} MiB"
+    if not _is_page_size(vm.hugepages):
+        yield "hugepages", f"{vm.hugepages} MiB is no page size, expected one such as 2MiB or 1GiB"
+
+
+def _check_memory(vm: Vm) -> Findings:
+    page = vm.hugepages
+    if not isinstance(page, bool) and _is_page_size(page) and vm.memory_mib % page:
+        yield "memory", f"{vm.memory_mib} MiB is no multiple of the huge page, {page} MiB"
+
+
+def _is_page_size(size: bool | int) -> bool:
+    return isinstance(size, bool) or (size >= SMALLEST_HUGE_PAGE and not size & (size - 1))
 
 
 def _check_images(vm: Vm) -> Findings:
@@ -267,7 +272,8 @@ def refuse_unsupported(vm: Vm) -> Iterable[tuple[str, str]]:
 
 VM_RULES = (
     Rule(("name", "after"), _check_after),
-    Rule(("hugepages", "memory"), _check_hugepages),
+    Rule(("hugepages",), _check_hugepages),
+    Rule(("hugepages", "memory"), _check_memory),
     Rule(("disks", "cdroms"), _check_images),
     Rule(("machine", "firmware"), _check_secure_boot),
     Rule(("display", "audio"), _check_audio),

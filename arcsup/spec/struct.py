@@ -8,10 +8,10 @@ from typing import Generic, TypeVar
 import attrs
 from attrs import field, frozen
 
-from arcsup.spec.codec import Codec, Flag, Json, wrong
+from arcsup.spec.codec import Codec, Flag, Json, Token, wrong
 from arcsup.spec.faults import Mark, Problem, Problems
 from arcsup.spec.nodes import Mapping as MapNode
-from arcsup.spec.nodes import Node, Scalar, Sequence, locate, tell
+from arcsup.spec.nodes import Node, Scalar, locate, tell
 
 T = TypeVar("T")
 S = TypeVar("S", bound=attrs.AttrsInstance)
@@ -19,6 +19,9 @@ R = TypeVar("R", bound=attrs.AttrsInstance)
 
 MOST_NAMED = 13
 """Keys that a message lists; the VM itself has more."""
+
+LONGEST_NAME = 60
+"""Characters of a key that a message shows; those that arcsup knows are shorter."""
 
 
 @frozen
@@ -45,9 +48,9 @@ class Words(Generic[T]):
                 return self.words[node.text]
             if node.type == "bool" and self.flags:
                 return self.flags[Flag().read(node, path)]
-            if node.type in {"null", "bool"} or isinstance(self.other, Struct):
+            if node.type in {"null", "bool", "str"} and not isinstance(self.other, Token):
                 raise wrong(node, path, self.kind)
-        elif isinstance(node, Sequence) and isinstance(self.other, Struct):
+        elif isinstance(self.other, Struct) and not isinstance(node, MapNode):
             raise wrong(node, path, self.kind)
         return self.other.read(node, path)
 
@@ -263,7 +266,9 @@ class OneOf(Generic[S, R]):
 
 
 def join(path: str, name: str) -> str:
-    """Return the path of a key below ``path``."""
+    """Return the path of a key below ``path``, on one line whatever the key is."""
+    if not name.isprintable() or len(name) > LONGEST_NAME:
+        name = repr(name[:LONGEST_NAME])
     return f"{path}.{name}" if path and name and name[0] != "[" else path + name
 
 

@@ -40,7 +40,7 @@ from arcsup.spec.units import (
 SIZE_TOKEN = Token("a size", SIZE, parse_size, show_size, number=True)
 DURATION_TOKEN = Token("a duration", DURATION, parse_duration, show_duration, number=True)
 PCI_TOKEN = Token("a PCI address", PCI_ADDRESS, parse_pci_address)
-FILE = Text("a path", pattern=r"[^~].*")
+FILE = Text("a path (absolute, or below STATE/images)", pattern=r"[^~].*")
 NAME_TEXT = Token("a name", NAME, parse_name)
 UUID_TOKEN = Token("a UUID", r"[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", parse_uuid)
 HEX_TOKEN = Token("a hexadecimal id", f"{HEX_ID}", parse_hex_id, show_hex_id, number=True)

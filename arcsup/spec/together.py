@@ -110,9 +110,13 @@ def _claims(vm: Vm, resolve: Callable[[str], str]) -> Iterator[_Claim]:
 
 
 def _contested(claims: Sequence[_Claim], held: _Held) -> Iterator[tuple[str, str]]:
+    same_uuid = False
     for claim in claims:
+        if same_uuid and claim.what[0] == "mac":
+            continue  # one uuid derives one address: changing the uuid is the cure for both
         for file, theirs in held.claims.get(claim.what, ()):
             if claim.exclusive or theirs.exclusive:
+                same_uuid = same_uuid or claim.what[0] == "uuid"
                 yield claim.path, f"{claim.words} is used by {file} ({theirs.path}) already"
                 break
 

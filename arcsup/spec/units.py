@@ -13,7 +13,7 @@ from uuid import UUID
 
 from arcsup.model import CpuSet, Forward, MacAddress, MiB, PciAddress, Seconds, VmName
 
-SIZE = r"(0|[1-9][0-9]*)(\.[0-9]+)? ?([MGTmgt](i?[Bb])?)?"
+SIZE = r"(0|[1-9][0-9]*)(\.[0-9]+)? ?([MGTmgt](i[Bb])?)?"
 DURATION = r"(0|[1-9][0-9]*)(\.[0-9]+)? ?(ms|s|m|h)?"
 CPU_LIST = r"[0-9]{1,5}(-[0-9]{1,5})?(, ?[0-9]{1,5}(-[0-9]{1,5})?)*"
 NAME = r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?"
@@ -39,7 +39,7 @@ _PCI_VENDORS = {"amd": "1002", "intel": "8086", "nvidia": "10de"}
 def parse_size(text: str) -> MiB:
     """Return MiB of ``2048`` (MiB), ``512MiB``, ``16GiB``, ``1.5GiB``, ``1TiB``, ``16G``."""
     match = re.fullmatch(SIZE, text)
-    if match is None or (match[4] or "") in {"B", "b"}:
+    if match is None:
         raise ValueError("expected a size such as 512MiB, 16GiB or 2048 (MiB)")
     size = Decimal(match[1] + (match[2] or "")) * _MIB[(match[3] or "")[:1].lower()]
     if size != size.to_integral_value():

@@ -1,0 +1,83 @@
+from pathlib import Path
+
+import pytest
+
+from arcsup.errors import SpecError
+from arcsup.model import Seconds
+from arcsup.spec.config import (
+    Config,
+    GpuPolicy,
+    LogLevel,
+    OnExit,
+    Placement,
+    config_to_native,
+    load_config,
+    read_config,
+)
+
+FILE = Path("arcsup.yaml")
+
+
+def test_no_file_means_the_defaults(tmp_path: Path) -> None:
+    assert load_config(tmp_path / "arcsup.yaml") == Config()
+
+
+def test_every_key_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "arcsup.yaml"
+    file.write_text(
+        "vmDir: /srv/vms\nruntimeDir: /run/x\nstateDir: /srv/state\nlogDir: /srv/log\n"
+        "sysfsRoot: /tmp/sys\ngroup: kvm\nonExit: stop\nresync: 5s\nlogLevel: debug\n"
+        "startLimit: 4\nplacement: spread\n"
+        "gpus: [{match: 0000:C1:00.0, exclude: true}, {match: '*', vfs: 8, mixedSizes: true}]\n"
+    )
+
+    assert load_config(file) == Config(
+        Path("/srv/vms"),
+        Path("/run/x"),
+        Path("/srv/state"),
+        Path("/srv/log"),
+        Path("/tmp/sys"),
+        "kvm",
+        OnExit.STOP,
+        Seconds(5.0),
+        LogLevel.DEBUG,
+        4,
+        Placement.SPREAD,
+        (GpuPolicy("0000:c1:00.0", exclude=True), GpuPolicy("*", vfs=8, mixed_sizes=True)),
+    )
+
+
+def test_a_configuration_is_written_in_the_files_own_keys() -> None:
+    assert config_to_native(Config()) == {
+        "onExit": "leave",
+        "resync": "30s",
+        "logLevel": "info",
+        "startLimit": "auto",
+        "placement": "pack",
+        "gpus": [],
+    }
+
+
+def test_all_faults_are_told_at_once() -> None:
+    text = (
+        "vmdir: /x\nlogDir: log\nresync: 0\nonExit: die\ngpus: [{vfs: 1}, {match: 10de:2230:1}]\n"
+    )
+    with pytest.raises(SpecError) as caught:
+        read_config(text, FILE)
+
+    assert caught.value.message.splitlines() == [
+        "arcsup.yaml:1:1: vmdir: unknown key, did you mean vmDir?",
+        "arcsup.yaml:2:9: logDir: 'log': expected an absolute path",
+        "arcsup.yaml:3:9: resync: the number '0': expected at least 1s",
+        "arcsup.yaml:4:9: onExit: expected leave or stop, got 'die'",
+        "arcsup.yaml:5:8: gpus[0].match: is missing",
+        (
+            "arcsup.yaml:5:26: gpus[1].match: '10de:2230:1': expected *, a PCI address, or ids "
+            "such as 10de:2230"
+        ),
+    ]
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="cannot be read: Is a directory"):
+        load_config(tmp_path)
