@@ -1,0 +1,53 @@
+# make, make test, make demo: everything that they need is set up on the way (contrib/dev/setup).
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+PREFIX ?= /usr/local
+DESTDIR ?=
+# Arguments for pytest: make test T="-k console -x"
+T ?=
+
+python := .venv/bin/python
+
+.PHONY: help
+help: ## Show this help
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+.PHONY: setup
+setup: ## Install what is missing: packages, virtual environment, guest kernel
+	@contrib/dev/setup
+
+.PHONY: demo
+demo: setup ## Run the main job on a real guest and tell the story as it happens
+	@$(python) contrib/demo/demo.py
+
+.PHONY: test
+test: setup ## Run the linters and all tests (T="-k name" chooses)
+	@$(python) -m pytest $(T)
+
+.PHONY: lint
+lint: setup ## Run the linters alone
+	@$(python) -m pytest -q tests/test_linters.py $(T)
+
+.PHONY: bench
+bench: setup ## Measure arcsup beside bare QEMU; writes bench.json
+	@$(python) -m tests.bench
+
+.PHONY: lab
+lab: setup ## Test against real kernel devices in a virtual machine
+	@tests/lab/run $(if $(SUITE),--suite $(SUITE)) -- $(T)
+
+.PHONY: lab-shell
+lab-shell: setup ## Open a shell in that machine
+	@tests/lab/run $(if $(SUITE),--suite $(SUITE)) --shell
+
+.PHONY: install
+install: ## Install for the system (PREFIX=/usr/local, DESTDIR=)
+	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' contrib/install
+
+.PHONY: clean
+clean: ## Remove everything made here; the cache in ~/.cache/arcsup stays
+	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@rm -rf build dist bench.json
+	@find . -name __pycache__ -prune -exec rm -rf {} +
