@@ -7,7 +7,7 @@ contrib/guest/build-guest makes it and says what it is; contrib/guest/init knows
 import re
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
 
@@ -39,13 +39,35 @@ def guest_files() -> tuple[Path, Path]:
 
 
 class Console:
-    """A guest's serial console. Made by ``open_console``."""
+    """A guest's serial console. Made by ``open_console``, which reads it all the time.
+
+    A client that does not read slows its guest down to some characters a second: QEMU writes
+    single bytes, of which less than 300 fit into a unix socket.
+    """
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._commands = 0
         self._unread = ""
+        self._closed = False
+        self._news = trio.Event()
         self.text = ""
+
+    async def read(self) -> None:
+        """Take in what the guest says until the console closes."""
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async for received in self._stream:
+                # The console's line discipline sends carriage returns along.
+                text = received.decode(errors="replace").replace("\r", "")
+                self.text += text
+                self._unread += text
+                self._tell_news()
+        self._closed = True
+        self._tell_news()
+
+    def _tell_news(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
 
     async def wait_for(self, wanted: str, *, seconds: float = BOOT_SECONDS) -> str:
         """Wait for a text; return what came since the last call, up to and with it."""
@@ -57,13 +79,8 @@ class Console:
         """As ``wait_for``, for a regular expression; AssertionError shows what came instead."""
         with trio.move_on_after(seconds):
             while (match := re.search(pattern, self._unread)) is None:
-                received = await self._stream.receive_some()
-                if not received:
-                    raise AssertionError(f"the console closed before {pattern!r}:\n{self.text}")
-                # The console's line discipline sends carriage returns along.
-                text = received.decode(errors="replace").replace("\r", "")
-                self.text += text
-                self._unread += text
+                assert not self._closed, f"the console closed before {pattern!r}:\n{self.text}"
+                await self._news.wait()
             seen, self._unread = self._unread[: match.end()], self._unread[match.end() :]
             return seen, match
         raise AssertionError(f"no {pattern!r} on the console within {seconds} s:\n{self.text}")
@@ -89,5 +106,8 @@ class Console:
 @asynccontextmanager
 async def open_console(path: Path) -> AsyncIterator[Console]:
     """Connect to the unix socket of a guest's serial port."""
-    async with await trio.open_unix_socket(path) as stream:
-        yield Console(stream)
+    async with await trio.open_unix_socket(path) as stream, trio.open_nursery() as nursery:
+        console = Console(stream)
+        nursery.start_soon(console.read)
+        yield console
+        nursery.cancel_scope.cancel()
