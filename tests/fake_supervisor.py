@@ -95,6 +95,7 @@ class FakeSupervisor:
     planned: list[Step] = field(factory=list)
     log: EventLog = field(factory=lambda: EventLog(capacity=50))
     places: dict[str, str] = field(factory=dict)
+    findings: list[str] = field(factory=list)
     followed: threading.Event = field(factory=threading.Event)
     """Set once somebody follows the events."""
 
@@ -128,7 +129,14 @@ class FakeSupervisor:
         return self.planned
 
     def report(self) -> dict[str, Any]:
-        return {"version": "0.1.0", "pid": 1, "uptime": 5.0, "places": self.places}
+        return {
+            "version": "0.1.0",
+            "pid": 1,
+            "uptimeSeconds": 5.0,
+            "places": self.places,
+            "system": True,
+            "findings": self.findings,
+        }
 
     async def _act(self, verb: str, name: str, state: State | None = None) -> None:
         self.status(name)

@@ -147,6 +147,8 @@ def test_status_without_a_name_is_of_the_daemon(cli: Cli) -> None:
     assert "arcsup 0.1.0: up 5s" in result.out
     assert "VMs: 1 backoff, 1 failed, 2 running" in result.out
     assert cli("status", "--json").json["pid"] == 1
+    cli.supervisor.findings.append("/vms is not there")
+    assert "Findings: /vms is not there" in cli("status").out
 
 
 def test_why_goes_down_to_the_cause(cli: Cli) -> None:

@@ -184,3 +184,15 @@ def test_root_finds_the_system_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("ARCSUP_RUN", raising=False)
 
     assert find_socket(None) == Path("/run/arcsup/arcsup.sock")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_whoever_may_not_use_the_socket_is_told(client: Client) -> None:
+    os.seteuid(65534)
+    try:
+        with pytest.raises(NotPermitted, match="may not use") as caught:
+            client.get("/v1/vms")
+    finally:
+        os.seteuid(0)
+
+    assert "group" in caught.value.hint

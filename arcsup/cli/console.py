@@ -32,7 +32,7 @@ def console(session: Session, name: str) -> int:
     """
     vm: StatusJson = session.client.get(vm_path(name))
     if vm["pid"] is None:
-        raise Refused(f"{name} is {vm['state']}, it has no console", f"arcsup start {name}")
+        raise Refused(f"{name} is {vm['state']}, it has no console", f"arcsup why {name}")
     if not vm["consoleSocket"]:
         raise NoSuchObject(f"{name} has no serial console")
     with _connect(name, vm["consoleSocket"]) as connection, raw_terminal():

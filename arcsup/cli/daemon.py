@@ -6,6 +6,7 @@ import click
 
 from arcsup.cli.places import PlaceOptions, find_places, place_options
 from arcsup.cli.session import Session
+from arcsup.errors import ArcsupError
 
 
 @click.command()
@@ -41,4 +42,17 @@ def daemon(
 
     places, settings = find_places(session.run, **options)
     set_up_logging(log_level or settings.log_level)
-    return run_daemon(places=places, config=settings, on_exit=on_exit or settings.on_exit)
+    try:
+        return run_daemon(places=places, config=settings, on_exit=on_exit or settings.on_exit)
+    except ExceptionGroup as group:
+        error = find_told(group)
+        if error is None:
+            raise
+        raise error from group
+
+
+def find_told(group: BaseException) -> ArcsupError | None:
+    """Return the one error of a group that is meant for people, None if there is anything else."""
+    while isinstance(group, BaseExceptionGroup) and len(group.exceptions) == 1:
+        group = group.exceptions[0]
+    return group if isinstance(group, ArcsupError) else None

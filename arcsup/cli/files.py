@@ -45,7 +45,7 @@ class Finding(TypedDict):
 def check(
     session: Session, paths: tuple[Path, ...], output: str, **options: Unpack[PlaceOptions]
 ) -> int:
-    """Look for faults in VM files; nothing is started, no daemon is needed.
+    """Look for faults in VM files; needs no daemon.
 
     PATH is a VM file or a directory of them; without one, the VM directory and the configuration
     are checked. Each fault is a line FILE:LINE:COL: PATH: what is wrong, what is expected. Exits
@@ -152,7 +152,9 @@ def _format(finding: Finding) -> str:
 @place_options
 @click.pass_obj
 def qemu(session: Session, what: str, output: str, **options: Unpack[PlaceOptions]) -> int:
-    """Print the exact QEMU command line of a VM; nothing is made or started.
+    """Print the exact QEMU command line of a VM.
+
+    Nothing is made or started, and no daemon is needed.
 
     Exits with 3, and says why, when a device that the VM needs is not there.
 

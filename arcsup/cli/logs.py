@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from arcsup.cli.session import Session, name_argument
+from arcsup.control.shapes import ReportJson
 from arcsup.errors import DaemonUnreachable, ExitCode, NoSuchObject, NotPermitted
 from arcsup.places import Places
 
@@ -132,9 +133,10 @@ def find_logs(session: Session, name: str, log_dir: Path | None = None) -> Path:
 
 def _ask_log_dir(session: Session) -> Path:
     try:
-        return Path(session.client.get("/v1/daemon")["places"]["log"])
+        report: ReportJson = session.client.get("/v1/daemon")
     except DaemonUnreachable:
         return Places.default().log
+    return Path(report["places"]["log"])
 
 
 class _Writer:

@@ -120,6 +120,7 @@ class UnknownVerb(click.UsageError):
 
 @click.command(
     cls=LazyGroup,
+    invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="`arcsup VERB --help` tells more, with an example.",
 )
@@ -132,6 +133,9 @@ class UnknownVerb(click.UsageError):
 @click.pass_context
 def cli(ctx: click.Context, run: str | None) -> None:
     """Supervise QEMU virtual machines: drop in a YAML file, get a VM."""
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(ExitCode.USAGE)
     ctx.obj = Session(run)
 
 
@@ -153,9 +157,6 @@ def run(arguments: Sequence[str]) -> int:
     except ArcsupError as error:
         tell_error(error.message, error.hint)
         return error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return ExitCode.USAGE
     except click.UsageError as error:
         verb = error.ctx.command_path if error.ctx else program
         tell_error(error.format_message(), f"{verb} --help")

@@ -20,9 +20,9 @@ from arcsup.errors import ArcsupError, ExitCode, UsageError
 @click.argument("arguments", metavar="[JSON]", default="{}")
 @click.pass_obj
 def qmp(session: Session, name: str, command: str, arguments: str) -> int:
-    """Run a QMP command on a VM's monitor and print what QEMU returns as JSON.
+    """Run a QMP command and print what QEMU returns.
 
-    JSON is the object of the command's arguments.
+    What is returned is JSON. The argument JSON is the object of the command's arguments.
 
     \b
     Example:
@@ -49,7 +49,9 @@ def _parse_object(text: str) -> dict[str, Any]:
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
 @click.pass_obj
 def screenshot(session: Session, name: str, file: Path) -> int:
-    """Write a picture of a VM's first display to FILE, as PNG; - is stdout.
+    """Write a picture of a VM's first display to FILE.
+
+    It is a PNG; - is stdout.
 
     \b
     Example:

@@ -2,10 +2,16 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any
 
 from arcsup.cli.output import format_age, format_seconds, paint, paint_state, parse_time, plain
-from arcsup.control.shapes import LastExitJson, SliceJson, StatusJson, VmJson, WhyJson
+from arcsup.control.shapes import (
+    LastExitJson,
+    ReportJson,
+    SliceJson,
+    StatusJson,
+    VmJson,
+    WhyJson,
+)
 
 _LABEL_WIDTH = 12
 
@@ -84,7 +90,9 @@ def describe_exit(end: LastExitJson) -> str:
 def print_why(answer: WhyJson) -> None:
     """Write the chain, each cause indented below its effect."""
     if answer["asDesired"]:
-        print(f"{answer['name']} is {answer['state']}, as desired")
+        because = f": {answer['chain'][0]['because']}" if answer["chain"] else ""
+        print(plain(f"{answer['name']} is {answer['state']}, as desired{because}"))
+        return
     for depth, link in enumerate(answer["chain"]):
         indent = "  " * depth
         since = f" (since {format_age(link['since'])})" if link["since"] else ""
@@ -95,16 +103,15 @@ def print_why(answer: WhyJson) -> None:
             print(plain(f"{indent}  next: {link['nextAction']}{at}"))
 
 
-def print_report(report: dict[str, Any], vms: Sequence[VmJson]) -> None:
+def print_report(report: ReportJson, vms: Sequence[VmJson]) -> None:
     """Write the daemon's own state and how many VMs are in which state."""
     states = Counter(vm["state"] for vm in vms)
     counts = ", ".join(f"{count} {paint_state(state)}" for state, count in sorted(states.items()))
-    uptime = format_seconds(float(report.get("uptime", 0)))
-    print(f"{paint('●', 'green')} arcsup {report.get('version', '')}: up {uptime}")
-    lines = [("PID", str(report.get("pid", "")))]
-    lines.append(("VMs", counts or "none"))
-    places = report.get("places", {})
-    lines += _group("Places", [f"{name} {path}" for name, path in places.items()])
+    dot = paint("●", "yellow" if report["findings"] else "green")
+    print(f"{dot} arcsup {report['version']}: up {format_seconds(report['uptimeSeconds'])}")
+    lines = [("PID", str(report["pid"])), ("VMs", counts or "none")]
+    lines += _group("Places", [f"{name} {path}" for name, path in report["places"].items()])
+    lines += _group("Findings", [plain(finding) for finding in report["findings"]])
     for label, text in lines:
         print(f"{label:>{_LABEL_WIDTH}}{':' if label else ' '} {text}")
 

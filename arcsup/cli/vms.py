@@ -25,7 +25,14 @@ from arcsup.cli.session import (
 )
 from arcsup.cli.status import print_report, print_status, print_why
 from arcsup.control.client import vm_path
-from arcsup.control.shapes import SliceJson, StatusJson, StepJson, VmJson, WhyJson
+from arcsup.control.shapes import (
+    ReportJson,
+    SliceJson,
+    StatusJson,
+    StepJson,
+    VmJson,
+    WhyJson,
+)
 from arcsup.errors import ExitCode, NoSuchObject
 
 
@@ -102,7 +109,7 @@ def status(session: Session, names: tuple[str, ...], output: str) -> int:
       arcsup status web
     """
     if not names:
-        report = session.client.get("/v1/daemon")
+        report: ReportJson = session.client.get("/v1/daemon")
         if not print_data(output, report, ["arcsup"]):
             print_report(report, session.list_vms())
         return ExitCode.OK
@@ -147,7 +154,7 @@ def show(session: Session, name: str, output: str) -> int:
 @output_options
 @click.pass_obj
 def why(session: Session, names: tuple[str, ...], output: str) -> int:
-    """Tell why a VM is not as desired, down to the cause and the next action.
+    """Tell why a VM is not as desired, and what happens next.
 
     Exits with 3 when it is not as desired.
 

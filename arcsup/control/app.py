@@ -28,6 +28,7 @@ from arcsup.control.shapes import (
     DoneJson,
     QmpJson,
     QmpReturnJson,
+    ReportJson,
     StatusJson,
     StepJson,
     SubmitJson,
@@ -200,7 +201,7 @@ class Control:
                 query=_EVENTS_QUERY,
             ),
             Operation("POST", "/v1/reload", "Read all files again", self.reload, DoneJson),
-            Operation("GET", "/v1/daemon", "The daemon", self.show_report, dict[str, Any]),
+            Operation("GET", "/v1/daemon", "The daemon", self.show_report, ReportJson),
             Operation("GET", "/metrics", "Prometheus metrics", self.show_metrics, "text/plain"),
             Operation("GET", "/v1/openapi.json", "This", self.show_openapi, dict[str, Any]),
         ]

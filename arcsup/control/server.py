@@ -26,10 +26,10 @@ logger = logging.getLogger(__name__)
 SOCKET_MODE = 0o660
 BACKLOG = 128
 
-GRACE = 0.5
+GRACE = 0.4
 """Seconds that requests under way get to end when the daemon ends."""
 
-BREAK_AFTER = 0.8
+BREAK_AFTER = 0.6
 """Seconds after which connections that are still open are shut down."""
 
 

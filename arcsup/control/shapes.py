@@ -102,6 +102,17 @@ class StepJson(TypedDict):
     because: str
 
 
+class ReportJson(TypedDict):
+    """The daemon itself; ``findings`` is what is wrong beside single VMs."""
+
+    version: str
+    pid: int
+    uptimeSeconds: float
+    places: dict[str, str]
+    system: bool
+    findings: list[str]
+
+
 class ErrorBodyJson(TypedDict):
     """What went wrong, a word for programs and a line for people, and what to do now."""
 

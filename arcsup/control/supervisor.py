@@ -35,7 +35,7 @@ class Supervisor(Protocol):
         ...
 
     def report(self) -> dict[str, Any]:
-        """Return the daemon's own state: version, pid, uptime in s, places, conditions."""
+        """Return the daemon's own state: control.shapes.ReportJson."""
         ...
 
     async def start(self, name: str) -> None:
