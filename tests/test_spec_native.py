@@ -176,6 +176,8 @@ def test_a_mac_of_digits_only_needs_no_quotes_although_yaml_takes_it_for_a_numbe
             "memory: 1536 MiB is no multiple of the huge page, 1024 MiB",
         ),
         ("disks: [{path: a}, {path: a}]", "disks[1].path: 'a' is disks[0].path already"),
+        ("disks: [{path: a}, {path: ./a}]", "disks[1].path: './a' is disks[0].path already"),
+        ("disks: [{path: a}, {path: b, base: a}]", "disks[1].base: 'a' is disks[0].path too"),
         ("disks: [{path: a}]\ncdroms: [a]", "cdroms[0]: 'a' is disks[0].path already"),
         ("disks: [{path: a, base: a}]", "disks[0].base: is the disk itself"),
         ("disks: [{path: a, base: b, format: raw}]", "an overlay needs `format: qcow2`, got raw"),

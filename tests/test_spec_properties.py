@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from posixpath import normpath
 from uuid import UUID
 
 import yaml
@@ -91,7 +92,7 @@ DISKS = st.lists(
         bus=st.sampled_from(model.DiskBus),
     ),
     max_size=3,
-    unique_by=lambda disk: disk.path,
+    unique_by=lambda disk: normpath(disk.path),
 ).map(tuple)
 NETWORKS = st.lists(
     st.builds(model.Network, mac=st.none() | MACS, model=st.sampled_from(model.NetworkModel))

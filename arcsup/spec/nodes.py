@@ -6,7 +6,7 @@ says, which is what PyYAML does; typing strictly is the codecs' business.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 
 import yaml
 from attrs import evolve, field, frozen
@@ -86,7 +86,7 @@ def compose(source: str | bytes) -> Mapping:
     """Return the map that a file's text holds. Raises Problems with the first thing wrong."""
     text = decode(source)
     try:
-        root = _build(_events(text), text)
+        root = _build(yaml.parse(text, Loader=_PARSER))
     except yaml.MarkedYAMLError as error:
         raise _syntax_problem(error, text) from None
     except yaml.YAMLError as error:
@@ -159,16 +159,12 @@ def locate(root: Node, path: str) -> Mark:
     return node.mark
 
 
-def _events(text: str) -> Iterator[yaml.Event]:
-    yield from yaml.parse(text, Loader=_PARSER)
-
-
 def _mark(event: yaml.Event) -> Mark:
     start = event.start_mark
     return Mark(start.line + 1, start.column + 1) if start is not None else Mark()
 
 
-def _build(events: Iterator[yaml.Event], text: str) -> Node | None:
+def _build(events: Iterable[yaml.Event]) -> Node | None:
     """Return the root of the only document, None when there is none."""
     anchors: dict[str, Node] = {}
     stack: list[_Open] = []

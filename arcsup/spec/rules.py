@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from ipaddress import ip_address
 from itertools import combinations
+from posixpath import normpath
 
 from arcsup.model import (
     Audio,
@@ -53,7 +54,7 @@ def check_disk(disk: Disk) -> Findings:
     """An overlay is qcow2 and written to; nothing is made read-only."""
     if disk.base is not None and disk.format is not DiskFormat.QCOW2:
         yield "base", f"an overlay needs `format: qcow2`, got {disk.format}"
-    if disk.base is not None and disk.base == disk.path:
+    if disk.base is not None and normpath(disk.base) == normpath(disk.path):
         yield "base", "is the disk itself, expected another image"
     if disk.readonly and (disk.size_mib is not None or disk.base is not None):
         key = "base" if disk.base is not None else "size"
@@ -192,15 +193,17 @@ def _is_page_size(size: bool | int) -> bool:
 
 
 def _check_images(vm: Vm) -> Findings:
-    seen: dict[str, str] = {}
+    """No image is opened twice, but one that is only read may be the base of several disks."""
+    opened: dict[str, str] = {}
+    uses = [(f"disks[{number}].path", disk.path) for number, disk in enumerate(vm.disks)]
+    uses += [(f"cdroms[{number}]", path) for number, path in enumerate(vm.cdroms)]
+    for place, path in uses:
+        if (first := opened.setdefault(normpath(path), place)) != place:
+            yield place, f"{path!r} is {first} already, remove one"
     for number, disk in enumerate(vm.disks):
-        place = f"disks[{number}].path"
-        if (first := seen.setdefault(disk.path, place)) != place:
-            yield place, f"{disk.path!r} is {first} already, remove one"
-    for number, path in enumerate(vm.cdroms):
-        if path in seen:
-            yield f"cdroms[{number}]", f"{path!r} is {seen[path]} already, remove one"
-        seen[path] = f"cdroms[{number}]"
+        user = opened.get(normpath(disk.base)) if disk.base is not None else None
+        if user is not None and user != f"disks[{number}].path":
+            yield f"disks[{number}].base", f"{disk.base!r} is {user} too, expected another image"
 
 
 def _check_secure_boot(vm: Vm) -> Findings:
