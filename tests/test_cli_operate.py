@@ -82,6 +82,17 @@ def test_a_timeout_is_124(cli: Cli) -> None:
     assert cli("wait", "web", "--for", "stopped", "--timeout", "0.05").code == 124
 
 
+def test_whoever_waits_long_is_told_what_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcsup.cli.operate.NOTICE_AFTER", 0.0)
+    cli.supervisor.stuck = True
+    cli.supervisor.add(make_status("off", State.WAITING, reason="no free slice"))
+
+    result = cli("stop", "off", "--timeout", "300ms")
+
+    assert result.code == 124
+    assert result.err.startswith("off is ")
+
+
 def test_start_that_ends_in_failure_is_1_with_the_reason(cli: Cli) -> None:
     cli.supervisor.failures["start"] = ArcsupError("old: QEMU said: no such machine", "fix it")
 

@@ -233,6 +233,14 @@ def test_kept_events_end_with_follow_0(asker: Asker, supervisor: FakeSupervisor)
     assert content.count(b"data:") == 1
 
 
+def test_events_of_a_vm_that_is_gone_can_be_asked_for(
+    asker: Asker, supervisor: FakeSupervisor
+) -> None:
+    supervisor.log.append(make_event("removed", "gone"))
+
+    assert b"removed" in asker.ask("GET", "/v1/events?follow=0&vm=gone")[1]
+
+
 def test_a_browser_goes_on_after_the_last_event_that_it_saw(
     asker: Asker, supervisor: FakeSupervisor
 ) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from arcsup import __version__
 from arcsup.cli.session import Session, tell_error
 from arcsup.errors import ArcsupError, ExitCode, SpecError
 
@@ -129,7 +130,7 @@ class UnknownVerb(click.UsageError):
     metavar="DIR",
     help="The daemon's runtime directory; its socket is DIR/arcsup.sock. [ARCSUP_RUN]",
 )
-@click.version_option(None, "--version", package_name="arcsup", message="arcsup %(version)s")
+@click.version_option(__version__, message="arcsup %(version)s")
 @click.pass_context
 def cli(ctx: click.Context, run: str | None) -> None:
     """Supervise QEMU virtual machines: drop in a YAML file, get a VM."""

@@ -137,7 +137,8 @@ class Control:
             last_id = request.headers.get("last-event-id", "")
             since = int(last_id) if last_id.isascii() and last_id.isdigit() else 0
         vm = request.query_params.get("vm")
-        if vm is not None:
+        if vm is not None and not self._supervisor.events(0, vm):
+            # What is kept of a VM that is gone can still be asked for.
             self._supervisor.status(vm)
         follow = request.query_params.get("follow", "1")
         if follow not in {"0", "1"}:
