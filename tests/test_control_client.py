@@ -2,6 +2,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from arcsup.errors import (
     Transient,
     UsageError,
 )
+from arcsup.places import Places
 from tests.fake_supervisor import (
     PNG,
     FakeSupervisor,
@@ -177,6 +179,32 @@ def test_the_socket_is_found_by_option_then_environment(monkeypatch: pytest.Monk
 
     assert find_socket("/from/option") == Path("/from/option/arcsup.sock")
     assert find_socket(None) == Path("/from/env/arcsup.sock")
+
+
+@pytest.mark.parametrize("there", ["own", "system", "both", "hidden", "neither"])
+def test_a_user_finds_their_own_daemon_before_the_systems(
+    there: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = {False: tmp_path / "own", True: tmp_path / "system"}
+    default = Places.default()
+    monkeypatch.delenv("ARCSUP_RUN", raising=False)
+    monkeypatch.setattr(
+        Places, "default", lambda *, system=False: replace(default, run=run[system])
+    )
+    for is_system, directory in run.items():
+        directory.mkdir()
+        if there in {"both", "system" if is_system else "own"}:
+            (directory / "arcsup.sock").touch()
+    stat = Path.stat
+
+    def hide(path: Path, *, follow_symlinks: bool = True) -> os.stat_result:
+        if there == "hidden" and path.parent == run[True]:
+            raise PermissionError
+        return stat(path, follow_symlinks=follow_symlinks)
+
+    monkeypatch.setattr(Path, "stat", hide)
+
+    assert find_socket(None).parent.name == ("system" if there in {"system", "hidden"} else "own")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="a user's default is not the system's")

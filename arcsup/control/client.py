@@ -60,7 +60,18 @@ def find_socket(run: str | None) -> Path:
         return Path(chosen) / "arcsup.sock"
     own = Places.default().socket
     system = Places.default(system=True).socket
-    return own if own.exists() or not system.exists() else system
+    return own if _may_exist(own) or not _may_exist(system) else system
+
+
+def _may_exist(path: Path) -> bool:
+    """Tell whether there is something, or something that we are not allowed to see."""
+    try:
+        path.stat()
+    except PermissionError:
+        return True
+    except OSError:
+        return False
+    return True
 
 
 class Client:
