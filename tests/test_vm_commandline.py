@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from arcsup.errors import Terminal
 from arcsup.model import (
     Argv,
+    Cpus,
     Disk,
     DiskBus,
     Display,
@@ -31,7 +32,7 @@ from arcsup.model import (
 from arcsup.vm.commandline import SliceDevice, build_command_line, expected_devices
 from arcsup.vm.displays import looking_glass_mib
 from arcsup.vm.networks import derive_mac
-from arcsup.vm.options import escape
+from arcsup.vm.options import AccelName, escape
 from arcsup.vm.sockets import Listener
 from tests.vm_samples import GOLDEN, QEMU_VERSIONS, find_resources, make_vm, sample_cases
 
@@ -168,6 +169,24 @@ def test_a_vf_is_no_emulated_card() -> None:
 
     assert "nic1" in expected_devices(vm, find_resources(vm))
     assert "nic0" not in expected_devices(vm, find_resources(vm))
+
+
+@pytest.mark.parametrize(
+    ("model", "accel", "cpu"),
+    [
+        ("host", "tcg", "max"),
+        ("host,-vmx", "tcg", "max,-vmx"),
+        ("EPYC", "tcg", "EPYC"),
+        ("host,-vmx", "kvm", "host,-vmx,hv-relaxed=on,hv-vapic=on,hv-spinlocks=0x1fff,hv-time=on"),
+    ],
+)
+def test_a_host_cpu_is_the_best_that_the_accelerator_has(
+    model: str, accel: AccelName, cpu: str
+) -> None:
+    vm = evolve(make_vm("a"), cpus=Cpus(model=model))
+    argv = build_command_line(vm, find_resources(vm, accel=accel))
+
+    assert argv[argv.index("-cpu") + 1] == cpu
 
 
 @given(st.text())

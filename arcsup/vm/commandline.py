@@ -157,7 +157,9 @@ def _machine_args(vm: Vm, host: Resources) -> Argv:
 
 def _cpu_args(vm: Vm, host: Resources) -> Argv:
     cpus = vm.cpus
-    model = "max" if host.accel == "tcg" and cpus.model == "host" else escape(cpus.model)
+    # -cpu knows no quoting: features may follow the model ("host,-vmx"), as QEMU's users write.
+    name, comma, features = cpus.model.partition(",")
+    model = ("max" if host.accel == "tcg" and name == "host" else name) + comma + features
     if vm.hide_hypervisor:
         # kvm=off hides KVM's signature, -hypervisor the bit that says "virtual".
         model += ",kvm=off,hypervisor=off"

@@ -118,8 +118,8 @@ async def find_everything(vm: Vm, folder: Path, listen: Callable[[Path], Listene
 
 
 @asynccontextmanager
-async def running(argv: Argv, sockets: Sockets) -> AsyncIterator[Qmp]:
-    """Start a QEMU, negotiate QMP, and end it afterwards."""
+async def running(argv: Argv, sockets: Sockets, *, seconds: float = 60) -> AsyncIterator[Qmp]:
+    """Start a QEMU, negotiate QMP, and end it after the block, or after ``seconds``."""
     listeners = (sockets.qmp, sockets.monitor, sockets.console, sockets.agent)
     process = await trio.lowlevel.open_process(
         argv,
@@ -130,7 +130,7 @@ async def running(argv: Argv, sockets: Sockets) -> AsyncIterator[Qmp]:
         # While anybody else holds them, a client of a QEMU that has ended waits for ever.
         listener.close()
     try:
-        with trio.fail_after(60):
+        with trio.fail_after(seconds):
             stream, _ = await connect_qmp_socket(sockets.qmp.path)
             async with open_qmp(stream) as qmp:
                 yield qmp
