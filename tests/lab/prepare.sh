@@ -7,10 +7,10 @@
 say() { printf 'lab: %s\n' "$*" >&2; }
 die() { say "$*" && exit 1; }
 
-# program in PATH (or file) : Debian package that brings it
+# program in PATH : Debian package that brings it
 readonly host_needs='
-qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils busybox:busybox-static
-depmod:kmod udevadm:udev make:make gcc:gcc xz:xz-utils file:file readelf:binutils'
+qemu-system-x86_64:qemu-system-x86 busybox:busybox-static depmod:kmod udevadm:udev
+make:make gcc:gcc xz:xz-utils strings:binutils'
 
 find_missing_packages() {
     local need
@@ -49,11 +49,9 @@ need_packages() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $missing
 }
 
+# The project's own set-up brings QEMU, kmod, udev and .venv.
 need_environment() {
-    [[ -x $top/.venv/bin/virtme-run && -x $top/.venv/bin/pytest ]] && return
-    say "making .venv"
-    [[ -x $top/.venv/bin/python ]] || python3 -m venv "$top/.venv"
-    "$top/.venv/bin/python" -m pip install -q -e "$top[test,lab]"
+    "$top/contrib/dev/setup"
 }
 
 # The newest kernel whose image and headers are installed, else the one that Debian offers now.
@@ -101,22 +99,30 @@ find_kernel_files() {
 
 # The kernel's mediated-device samples (mtty, mdpy, mbochs) from Debian's source package.
 copy_sample_sources() {
-    local version=$1 into=$2 series tarball
+    local version=$1 into=$2 series samples unpacked tarball
     series=$(cut -d. -f1,2 <<<"$version")
-    tarball=/usr/src/linux-source-$series.tar.xz
-    if [[ ! -r $tarball ]]; then
-        tarball=$cache/unpacked-source-$series$tarball
-        [[ -r $tarball ]] || unpack_packages "$cache/unpacked-source-$series" "linux-source-$series"
+    samples=$cache/samples-$series
+    if [[ ! -d $samples ]]; then
+        tarball=/usr/src/linux-source-$series.tar.xz
+        if [[ ! -r $tarball ]]; then
+            unpacked=$(mktemp -d "$cache/source.XXXXXX")
+            unpack_packages "$unpacked" "linux-source-$series"
+            tarball=$unpacked$tarball
+        fi
+        mkdir -p "$samples.new"
+        tar -C "$samples.new" --strip-components=3 -xJf "$tarball" \
+            "linux-source-$series/samples/vfio-mdev"
+        mv -T "$samples.new" "$samples"
+        rm -rf "${unpacked:-}"
     fi
-    tar -C "$into" --strip-components=3 -xJf "$tarball" "linux-source-$series/samples/vfio-mdev"
+    cp "$samples"/*.[ch] "$into"
 }
 
 build_modules() {
     local version=$1 headers=$2 into=$3
-    cp "$lab"/modules/* "$into"
     copy_sample_sources "$version" "$into"
-    cp "$lab/modules/Kbuild" "$into"
-    make -s -C "$headers" M="$into" CC=gcc modules
+    cp "$lab"/modules/* "$into"
+    make -s -C "$headers" M="$into" CC=gcc modules 2> >(grep -v 'Skipping BTF' >&2)
 }
 
 # A tree with the wanted modules only: what udev's coldplug can load is what boot time is spent on.
@@ -169,7 +175,7 @@ need_kernel() {
 
 prepare() {
     [[ $(uname -m) == x86_64 ]] || die "the lab's machine is x86_64 only"
-    need_packages
     need_environment
+    need_packages
     need_kernel
 }

@@ -22,7 +22,9 @@ def unpack(image: bytes) -> bytes:
         # Four bytes with the unpacked size follow the stream; a decompressor object leaves them.
         return lzma.LZMADecompressor().decompress(payload)
     if payload.startswith(b"\x28\xb5\x2f\xfd"):
-        return subprocess.run(["zstd", "-dcq"], input=payload[:-4], capture_output=True, check=True).stdout
+        return subprocess.run(
+            ["zstd", "-dcq"], input=payload[:-4], capture_output=True, check=True
+        ).stdout
     raise SystemExit(f"unknown packing of the kernel image: {payload[:6].hex()}")
 
 

@@ -1,0 +1,125 @@
+"""SR-IOV behaves as Documentation/ABI/testing/sysfs-bus-pci does not say (drivers/pci/iov.c)."""
+
+import errno
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.lab.kernel import (
+    PCI,
+    Uevents,
+    bind,
+    driver_of,
+    errno_of,
+    is_blocked,
+    open_device,
+    read,
+    start_write,
+    unbind,
+    wait_until,
+    write,
+)
+
+
+def enable(pf: Path, count: int, driver: str | None = None) -> list[Path]:
+    write(pf / "sriov_drivers_autoprobe", "0")
+    write(pf / "sriov_numvfs", str(count))
+    functions = [PCI / (pf / f"virtfn{number}").resolve().name for number in range(count)]
+    if driver is not None:
+        for function in functions:
+            bind(function, driver)
+    return functions
+
+
+def test_a_count_in_place_of_another_is_ebusy(pf: Path) -> None:
+    enable(pf, 2)
+    assert errno_of(pf / "sriov_numvfs", "4") == errno.EBUSY
+    assert errno_of(pf / "sriov_numvfs", "2") == 0, "the same is no change"
+    assert read(pf / "sriov_numvfs") == "2"
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"), [("5", errno.ERANGE), ("lots", errno.EINVAL), ("-1", errno.EINVAL)]
+)
+def test_an_impossible_count_is_refused(pf: Path, text: str, answer: int) -> None:
+    assert errno_of(pf / "sriov_numvfs", text) == answer
+
+
+def test_a_count_without_a_driver_is_enoent(pf: Path) -> None:
+    driver = driver_of(pf)
+    assert driver is not None
+    write(pf / "driver/unbind", pf.name)
+    try:
+        assert errno_of(pf / "sriov_numvfs", "1") == errno.ENOENT
+        assert errno_of(pf / "sriov_numvfs", "0") == 0
+    finally:
+        write(Path("/sys/bus/pci/drivers_probe"), pf.name)
+
+
+def test_vfs_have_their_own_groups_and_their_pfs_node(pf: Path) -> None:
+    functions = enable(pf, 4)
+    assert len({(function / "iommu_group").resolve() for function in functions}) == 4
+    assert {read(function / "numa_node") for function in functions} == {"1"}
+    assert {(function / "physfn").resolve().name for function in functions} == {pf.name}
+
+
+def test_each_new_vf_is_told_twice_and_the_pf_last(pf: Path) -> None:
+    write(pf / "sriov_drivers_autoprobe", "0")
+    uevents = Uevents()
+    write(pf / "sriov_numvfs", "2")
+    names = [(pf / f"virtfn{number}").resolve().name for number in range(2)]
+    seen = [(event.action, event.name) for event in uevents.seen() if event.subsystem == "pci"]
+    assert seen == [
+        *((action, name) for name in names for action in ("add", "change")),
+        ("change", pf.name),
+    ]
+
+
+def test_an_end_of_vfs_is_not_told_by_the_pf(pf: Path) -> None:
+    (vf,) = enable(pf, 1)
+    uevents = Uevents()
+    write(pf / "sriov_numvfs", "0")
+    seen = [(event.action, event.name) for event in uevents.seen() if event.subsystem == "pci"]
+    assert seen == [("remove", vf.name)]
+
+
+def test_reading_numvfs_hangs_while_a_write_is_stuck(pf: Path) -> None:
+    (vf,) = enable(pf, 1, "vfio-pci")
+    with open_device(vf):
+        removal = start_write(pf / "sriov_numvfs", "0")
+        reader = subprocess.Popen(["/bin/cat", pf / "sriov_numvfs"], stdout=subprocess.DEVNULL)
+        assert is_blocked(removal)
+        assert is_blocked(reader, 1)
+        reader.kill()
+        assert is_blocked(reader, 1), "a signal does not end it"
+        # Counting the links tells without waiting.
+        assert len(list(pf.glob("virtfn*"))) in (0, 1)
+    assert removal.wait(20) == 0
+    reader.wait(20)
+
+
+def test_an_override_does_not_survive_the_vf(pf: Path) -> None:
+    (vf,) = enable(pf, 1, "vfio-pci")
+    write(pf / "sriov_numvfs", "0")
+    enable(pf, 1)
+    assert read(vf / "driver_override") == "(null)"
+    assert driver_of(vf) is None
+
+
+def test_probing_a_vf_without_autoprobe_binds_by_override_only(pf: Path) -> None:
+    (vf,) = enable(pf, 1)
+    write(Path("/sys/bus/pci/drivers_probe"), vf.name)
+    assert driver_of(vf) is None
+    bind(vf, "vfio-pci")
+
+
+def test_taking_a_function_from_vfio_pci_blocks_while_it_is_open(cards: list[Path]) -> None:
+    card = cards[0]
+    bind(card, "vfio-pci")
+    with open_device(card):
+        unbinding = start_write(card / "driver/unbind", card.name)
+        wait_until(lambda: driver_of(card) is None)
+        assert is_blocked(unbinding)
+    assert unbinding.wait(20) == 0
+    unbind(card)
