@@ -82,6 +82,19 @@ async def test_a_hanging_guest_is_killed_at_its_deadline(
         await find_accel(Accel.KVM, qemu, tmp_path / "run", "boot", device)
 
 
+@pytest.mark.parametrize(("tcg", "trials"), [("exit 85", 1), ("exec sleep 600", 2)])
+async def test_a_failure_is_remembered_only_where_guests_run_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tcg: str, trials: int
+) -> None:
+    monkeypatch.setattr(accel, "SECONDS_TO_RUN", 0.3)
+    script = f"#!/bin/sh\ncase $* in *accel=tcg*) {tcg} ;; esac\necho x >> {{log}}\nexit 1\n"
+    qemu, device = make_qemu(tmp_path, script), make_device(tmp_path)
+    for _ in range(2):
+        assert await find_accel(Accel.AUTO, qemu, tmp_path / "run", "boot", device) == "tcg"
+
+    assert (tmp_path / "log").read_text() == "x\n" * trials
+
+
 async def test_without_the_device_nothing_is_tried_or_remembered(tmp_path: Path) -> None:
     qemu = make_qemu(tmp_path, RUNS)
 

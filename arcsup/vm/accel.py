@@ -105,6 +105,9 @@ async def _tried(qemu: Path, run: Path, boot_id: str, device: Path) -> Trial:
             return trial
     why = await try_guest(qemu, "kvm", boot_id)
     trial = Trial(boot_id, str(qemu), mtime_ns, works=not why, why=why)
+    # A host too busy to run any guest in time proves nothing about KVM: not worth remembering.
+    if why and await try_guest(qemu, "tcg", boot_id):
+        return trial
     # An answer that cannot be kept is found again; it must not stop a VM.
     with suppress(OSError):
         _keep(file, trial)

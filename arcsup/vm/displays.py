@@ -4,7 +4,9 @@ Source of option names: qemu-doc, "Display options" and "USB emulation"; Looking
 documentation, "Determining memory", for the size of its shared frame.
 """
 
+import grp
 import os
+from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -28,6 +30,9 @@ FIRST_PORT = 5900
 
 SCREAM_MIB = MiB(2)
 """What Scream's driver in the guest maps (Scream's README, "Using IVSHMEM")."""
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
+"""Where POSIX shared memory lives (shm_overview(7)) and viewers look for it."""
 
 FIRST_USB_HOST_PORT = 5
 USB_PORTS = 15
@@ -217,11 +222,10 @@ def looking_glass_mib(request: LookingGlass) -> MiB:
     return MiB(1 << (needed - 1).bit_length())
 
 
-def shared_memory(vm: Vm, folder: Path = Path("/dev/shm")) -> dict[str, tuple[Path, MiB]]:  # noqa: S108
+def shared_memory(vm: Vm, folder: Path = SHARED_MEMORY) -> dict[str, tuple[Path, MiB]]:
     """Return the files that the guest shares with a viewer of the host, by role, with sizes.
 
-    The names are LibVF.IO's, so that its users' client commands go on working. QEMU makes the
-    files and does not remove them.
+    The names are LibVF.IO's, so that its users' client commands go on working.
     """
     files: dict[str, tuple[Path, MiB]] = {}
     if vm.looking_glass is not None:
@@ -230,6 +234,38 @@ def shared_memory(vm: Vm, folder: Path = Path("/dev/shm")) -> dict[str, tuple[Pa
     if vm.audio is Audio.SCREAM:
         files["scream"] = (folder / f"kvmsr-{vm.uuid}", SCREAM_MIB)
     return files
+
+
+def create_shared_memory(vm: Vm, folder: Path = SHARED_MEMORY) -> None:
+    """Make the files anew, empty, for this user and the group kvm (whose viewers connect).
+
+    QEMU would make them too, but takes one that somebody else put there, and refuses one whose
+    size is that of another resolution.
+
+    Raises:
+        Terminal: somebody else's file is in the way, or there is no space.
+    """
+    for path, size in shared_memory(vm, folder).values():
+        try:
+            path.unlink(missing_ok=True)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Terminal(
+                f"{path}: cannot be made: {error.strerror}", hint="remove it; see who owns it"
+            ) from error
+        try:
+            os.ftruncate(descriptor, size * 2**20)
+            with suppress(KeyError, PermissionError):
+                os.fchown(descriptor, -1, grp.getgrnam("kvm").gr_gid)
+                os.fchmod(descriptor, 0o660)
+        finally:
+            os.close(descriptor)
+
+
+def remove_shared_memory(vm: Vm, folder: Path = SHARED_MEMORY) -> None:
+    """Remove the files of a VM that has ended."""
+    for path, _ in shared_memory(vm, folder).values():
+        path.unlink(missing_ok=True)
 
 
 _SHARED_MEMORY_SLOTS = {"looking-glass": Slot.LOOKING_GLASS, "scream": Slot.SCREAM}

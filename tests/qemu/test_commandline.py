@@ -40,7 +40,7 @@ from arcsup.model import (
 from arcsup.vm.capabilities import ask_binary, find_qemu
 from arcsup.vm.commandline import Resources, Sockets, build_command_line, expected_devices
 from arcsup.vm.disks import create_missing_disks, find_medium
-from arcsup.vm.displays import shared_memory
+from arcsup.vm.displays import create_shared_memory, remove_shared_memory
 from arcsup.vm.firmware import create_vars, find_firmware
 from arcsup.vm.qmp import Qmp, connect_qmp_socket, open_qmp
 from arcsup.vm.sockets import Listener, listen_unix
@@ -148,8 +148,8 @@ async def peripherals(qmp: Qmp) -> set[str]:
 @pytest.mark.parametrize("vm", REPRESENTATIVES.values(), ids=REPRESENTATIVES.keys())
 async def test_qemu_has_every_device_that_was_asked_for(vm: Vm, short_dir: Path) -> None:
     with ExitStack() as cleanup:
-        for file, _ in shared_memory(vm).values():
-            cleanup.callback(file.unlink, missing_ok=True)
+        cleanup.callback(remove_shared_memory, vm)
+        create_shared_memory(vm)
         host = await find_everything(vm, short_dir, listen_unix)
         async with running((*build_command_line(vm, host), "-S"), host.sockets) as qmp:
             status = await qmp.execute("query-status")
