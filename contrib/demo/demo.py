@@ -255,6 +255,9 @@ class Demo:
         seconds = self.until("the VM is gone", self.is_gone)
         self.tell.true(f"powered down and gone after {seconds:.1f} s")
         self.arcsup("list")
+        # Trouble on the way is no failure, the stop ladder sees to that; here there must be none.
+        events = self.arcsup("events", "hello")
+        self.check("the guest was asked and powered down by itself", "trouble" not in events)
         self.check("no QEMU is left", not self.qemus())
         sockets = {path.name for path in find_sockets(self.run)}
         self.check("no socket is left but the daemon's own", sockets == {"arcsup.sock"})
