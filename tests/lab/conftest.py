@@ -9,7 +9,19 @@ from uuid import uuid4
 import pytest
 
 from tests.lab.inner import InnerQemu
-from tests.lab.kernel import MDEVS, PARENTS, PCI, bind, driver_of, remove, unbind, wait_until, write
+from tests.lab.kernel import (
+    MDEVS,
+    PARENTS,
+    PCI,
+    Uevents,
+    bind,
+    driver_of,
+    read,
+    remove,
+    unbind,
+    wait_until,
+    write,
+)
 from tests.lab.outer import Outer
 
 if "ARCSUP_LAB" not in os.environ:
@@ -65,6 +77,14 @@ def uuid() -> str:
     return str(uuid4())
 
 
+@pytest.fixture
+def uevents() -> Iterator[Uevents]:
+    """Hear the kernel's uevents from the test's start."""
+    uevents = Uevents()
+    yield uevents
+    uevents.close()
+
+
 @pytest.fixture(autouse=True)
 def no_mdevs_left() -> Iterator[None]:
     """Remove the mediated devices that a test has left."""
@@ -114,7 +134,7 @@ def cards() -> list[Path]:
 @pytest.fixture
 def simulate() -> Iterator[Callable[..., None]]:
     """Set vgpu_sim's parameters for cards that are bound from now on; undone after the test."""
-    before = {path.name: path.read_text() for path in SIMULATION.iterdir()}
+    before = {path.name: read(path) for path in SIMULATION.iterdir()}
 
     def simulate(**parameters: str) -> None:
         for name, value in parameters.items():

@@ -115,7 +115,7 @@ class Uevent:
 
 
 class Uevents:
-    """The kernel's own uevents (netlink group 1), from the moment of construction."""
+    """The kernel's own uevents (netlink group 1), from the moment it is made or told to forget."""
 
     def __init__(self) -> None:
         netlink_kobject_uevent = 15
@@ -123,6 +123,14 @@ class Uevents:
             socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, netlink_kobject_uevent
         )
         self.socket.bind((0, 1))
+
+    def close(self) -> None:
+        """Hear no more."""
+        self.socket.close()
+
+    def forget(self) -> None:
+        """Drop what has come until now."""
+        self.seen()
 
     def next(self, seconds: float = 20) -> Uevent:
         """The next event; TimeoutError when there is none in time."""

@@ -64,11 +64,11 @@ def machine_options(kvm: bool) -> list[str]:
         "-device", "pcie-root-port,id=pf-port,bus=node1,chassis=1,slot=1",
         "-device", "nvme-subsys,id=subsys",
         "-device", f"nvme,id=pf,serial=lab,subsys=subsys,bus=pf-port,{FOUR_VFS}",
-        "-device", "pcie-root-port,id=card0-port,chassis=2,slot=2",
+        "-device", "pcie-root-port,id=card0-port,bus=pcie.0,chassis=2,slot=2",
         "-device", "bochs-display,id=card0,bus=card0-port",
-        "-device", "pcie-root-port,id=card1-port,chassis=3,slot=3",
+        "-device", "pcie-root-port,id=card1-port,bus=pcie.0,chassis=3,slot=3",
         "-device", "bochs-display,id=card1,bus=card1-port",
-        "-device", f"pcie-root-port,id=empty-port,chassis=4,slot=4,{ROOM_FOR_A_DISPLAY}",
+        "-device", f"pcie-root-port,id=empty-port,bus=pcie.0,chassis=4,slot=4,{ROOM_FOR_A_DISPLAY}",
     ]  # fmt: skip
 
 

@@ -63,8 +63,20 @@ class Outer:
         self.execute("device_add", driver=card, id=identity, bus="empty-port")
 
     def unplug(self, identity: str = "plugged") -> None:
-        """Ask for the card: the kernel lets it go within some seconds, after its driver has."""
-        self.execute("device_del", id=identity)
+        """Ask for the card: the kernel lets it go within some seconds, after its driver has.
+
+        QEMU refuses while the slot's light still blinks, some seconds after a card came.
+        """
+        end = time.monotonic() + 30
+        while True:
+            try:
+                self.execute("device_del", id=identity)
+            except OuterError as error:
+                if "guest is busy" not in str(error) or time.monotonic() > end:
+                    raise
+                time.sleep(0.5)
+            else:
+                return
 
     def is_plugged(self, identity: str = "plugged") -> bool:
         """Whether the card is still in its slot."""

@@ -53,9 +53,14 @@ def test_an_uppercase_uuid_comes_back_in_lower_case(mtty: Path, uuid: str) -> No
     assert [path.name for path in MDEVS.iterdir()] == [uuid]
 
 
-@pytest.mark.parametrize("form", ["{%s}", "%sZ", "not-%s", " %s"])
+@pytest.mark.parametrize("form", ["{%s}", "%sZ\n", "not-%s", " %s"])
 def test_what_is_no_plain_uuid_is_einval(mtty: Path, uuid: str, form: str) -> None:
     assert errno_of(create_file(mtty, "mtty-1"), form % uuid) == errno.EINVAL
+
+
+def test_one_character_after_the_uuid_is_not_looked_at(mtty: Path, uuid: str) -> None:
+    assert errno_of(create_file(mtty, "mtty-1"), f"{uuid}Z") == 0
+    assert (MDEVS / uuid).exists()
 
 
 def test_a_uuid_without_dashes_is_einval(mtty: Path, uuid: str) -> None:
@@ -83,10 +88,12 @@ def test_one_type_takes_from_the_others(mbochs: Path, uuid: str) -> None:
     assert types_of(mbochs) == {"mbochs-large": 3, "mbochs-medium": 12, "mbochs-small": 48}
 
 
-def test_a_remove_of_a_device_in_use_blocks_until_it_is_closed(mtty: Path, uuid: str) -> None:
+def test_a_remove_of_a_device_in_use_blocks_until_it_is_closed(
+    mtty: Path, uuid: str, uevents: Uevents
+) -> None:
     mdev = create(mtty, "mtty-1", uuid)
     group = vfio_group(mdev)
-    uevents = Uevents()
+    uevents.forget()
     with open_device(mdev):
         removal = start_write(mdev / "remove", "1")
         assert is_blocked(removal)
@@ -117,8 +124,7 @@ def test_other_writes_to_remove_do_not_remove(
     assert mdev.exists()
 
 
-def test_creating_tells_in_this_order(mtty: Path, uuid: str) -> None:
-    uevents = Uevents()
+def test_creating_tells_in_this_order(mtty: Path, uuid: str, uevents: Uevents) -> None:
     mdev = create(mtty, "mtty-1", uuid)
     group = vfio_group(mdev).name
     seen = [(event.action, event.subsystem, event.name) for event in uevents.seen()]
@@ -127,19 +133,18 @@ def test_creating_tells_in_this_order(mtty: Path, uuid: str) -> None:
     assert seen[-1] == ("bind", "mdev", uuid)
 
 
-def test_a_failed_create_tells_add_and_remove_but_not_bind(mbochs: Path) -> None:
+def test_a_failed_create_tells_add_and_remove_but_not_bind(mbochs: Path, uevents: Uevents) -> None:
     for number in range(4):
         create(mbochs, "mbochs-large", f"00000000-0000-4000-8000-{number:012}")
-    uevents = Uevents()
+    uevents.forget()
     fifth = "00000000-0000-4000-8000-000000000004"
     assert errno_of(create_file(mbochs, "mbochs-large"), fifth) == errno.ENOSPC
     seen = [(event.action, event.name) for event in uevents.seen()]
     assert seen == [("add", fifth), ("remove", fifth)]
 
 
-def test_the_mdev_type_link_appears_after_the_bind_event(mtty: Path) -> None:
+def test_the_mdev_type_link_appears_after_the_bind_event(mtty: Path, uevents: Uevents) -> None:
     # Whoever looks at the event's moment finds no link now and then; it is there soon after.
-    uevents = Uevents()
     late = 0
     for number in range(40):
         uuid = f"00000000-0000-4000-8000-{number:012}"

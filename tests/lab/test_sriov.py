@@ -64,9 +64,9 @@ def test_vfs_have_their_own_groups_and_their_pfs_node(pf: Path) -> None:
     assert {(function / "physfn").resolve().name for function in functions} == {pf.name}
 
 
-def test_each_new_vf_is_told_twice_and_the_pf_last(pf: Path) -> None:
+def test_each_new_vf_is_told_twice_and_the_pf_last(pf: Path, uevents: Uevents) -> None:
     write(pf / "sriov_drivers_autoprobe", "0")
-    uevents = Uevents()
+    uevents.forget()
     write(pf / "sriov_numvfs", "2")
     names = [(pf / f"virtfn{number}").resolve().name for number in range(2)]
     seen = [(event.action, event.name) for event in uevents.seen() if event.subsystem == "pci"]
@@ -76,9 +76,9 @@ def test_each_new_vf_is_told_twice_and_the_pf_last(pf: Path) -> None:
     ]
 
 
-def test_an_end_of_vfs_is_not_told_by_the_pf(pf: Path) -> None:
+def test_an_end_of_vfs_is_not_told_by_the_pf(pf: Path, uevents: Uevents) -> None:
     (vf,) = enable(pf, 1)
-    uevents = Uevents()
+    uevents.forget()
     write(pf / "sriov_numvfs", "0")
     seen = [(event.action, event.name) for event in uevents.seen() if event.subsystem == "pci"]
     assert seen == [("remove", vf.name)]

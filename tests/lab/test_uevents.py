@@ -15,8 +15,9 @@ def flood(path: Path) -> None:
         write(path / "uevent", "change")
 
 
-def test_an_overflowed_socket_says_enobufs_once_and_has_lost_events(mtty: Path, uuid: str) -> None:
-    uevents = Uevents()
+def test_an_overflowed_socket_says_enobufs_once_and_has_lost_events(
+    mtty: Path, uuid: str, uevents: Uevents
+) -> None:
     uevents.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     flood(mtty)
     with pytest.raises(OSError, match="buffer") as caught:
@@ -27,8 +28,9 @@ def test_an_overflowed_socket_says_enobufs_once_and_has_lost_events(mtty: Path, 
     assert uevents.wait_for("bind", uuid).subsystem == "mdev"
 
 
-def test_poll_reports_the_overflow_as_an_error_until_so_error_is_read(mtty: Path) -> None:
-    uevents = Uevents()
+def test_poll_reports_the_overflow_as_an_error_until_so_error_is_read(
+    mtty: Path, uevents: Uevents
+) -> None:
     uevents.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
     flood(mtty)
     poll = select.poll()

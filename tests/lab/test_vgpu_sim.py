@@ -49,8 +49,7 @@ def test_an_nvidia_card_describes_its_types_on_one_line(nvidia: Nvidia) -> None:
     )
 
 
-def test_a_new_card_is_announced_by_its_parent(nvidia: Nvidia) -> None:
-    uevents = Uevents()
+def test_a_new_card_is_announced_by_its_parent(nvidia: Nvidia, uevents: Uevents) -> None:
     card = nvidia()
     event = uevents.wait_for("change", card.name)
     assert event.properties["MDEV_STATE"] == "registered"
@@ -201,9 +200,9 @@ def test_a_type_lingers_after_its_vm_if_told_so(vendor_vfs: VendorVfs) -> None:
     assert errno_of(current(vf), "0") == errno.EBUSY
 
 
-def test_neither_write_sends_an_event(vendor_vfs: VendorVfs) -> None:
+def test_neither_write_sends_an_event(vendor_vfs: VendorVfs, uevents: Uevents) -> None:
     vf = vendor_vfs()[0]
-    uevents = Uevents()
+    uevents.forget()
     write(current(vf), "1148")
     write(current(vf), "0")
     assert uevents.seen() == []
