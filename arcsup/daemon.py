@@ -48,8 +48,9 @@ def run_daemon(*, places: Places, config: Config, on_exit: str) -> int:
     """Run until SIGTERM or SIGINT; return the exit code. Raises ArcsupError when it cannot."""
     _prepare_process()
     with ExitStack() as held:
-        for directory in (places.run, places.state):
-            held.enter_context(_hold(directory))
+        # Members of the socket's group pass through the first; the second is nobody else's.
+        held.enter_context(_hold(places.run, mode=0o755))
+        held.enter_context(_hold(places.state, mode=0o750))
         trio.run(partial(_serve, places, config, stop_vms=on_exit == "stop"))
     return ExitCode.OK
 
@@ -153,10 +154,15 @@ async def _stop_all(fleet: Fleet) -> None:
 
 
 @contextmanager
-def _hold(directory: Path) -> Iterator[None]:
-    """Hold a directory for this daemon alone. Raises Refused, or Terminal if it cannot be made."""
+def _hold(directory: Path, *, mode: int) -> Iterator[None]:
+    """Hold a directory, made with ``mode`` if it is missing, for this daemon alone.
+
+    Raises Refused when another daemon has it, ArcsupError when it cannot be made.
+    """
     try:
-        directory.mkdir(mode=0o755, parents=True, exist_ok=True)
+        if not directory.is_dir():
+            directory.mkdir(parents=True)
+            directory.chmod(mode)
         lock = os.open(directory / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise ArcsupError(

@@ -71,11 +71,14 @@ class Fleet:
     _last_good: dict[VmName, Vm] = field(factory=dict)
 
     def find(self, name: str) -> ManagedVm:
-        """Return a VM. Raises NoSuchObject."""
+        """Return a VM. Raises NoSuchObject, or Refused for a file that never was one."""
         vm = self.vms.get(VmName(name))
-        if vm is None:
-            raise NoSuchObject(f"there is no VM {name}", "`arcsup list` shows those there are")
-        return vm
+        if vm is not None:
+            return vm
+        for bad in self.bad_files.values():
+            if bad.name == name:
+                raise Refused(f"{name} is invalid: {bad.faults[0]}", f"edit {bad.file}")
+        raise NoSuchObject(f"there is no VM {name}", "`arcsup list` shows those there are")
 
     def findings(self) -> Iterator[str]:
         """Yield what is wrong beside single VMs: the directory, odd files, unreadable records."""
@@ -112,7 +115,7 @@ class Fleet:
         if known is not None and not (known.record.transient and known.phase is Phase.DOWN):
             raise Refused(
                 f"there is a VM {vm.name} already ({known.file})",
-                f"arcsup start {vm.name}, or give the file another name:",
+                f"arcsup start {vm.name}, or put another `name` into the file",
             )
         record = Record(
             vm.name,

@@ -29,9 +29,9 @@ from arcsup.model import (
     Share,
     Vm,
 )
+from arcsup.spec.identity import derive_mac
 from arcsup.vm.commandline import SliceDevice, build_command_line, expected_devices
 from arcsup.vm.displays import looking_glass_mib
-from arcsup.vm.networks import derive_mac
 from arcsup.vm.options import AccelName, escape
 from arcsup.vm.sockets import Listener
 from tests.vm_samples import GOLDEN, QEMU_VERSIONS, find_resources, make_vm, sample_cases

@@ -18,15 +18,15 @@ async def ask_guest_to_power_down(agent_socket: Path) -> bool:
     somebody reads, and that what comes back is not an older answer.
     """
     try:
-        stream = await trio.open_unix_socket(agent_socket)
-    except OSError:
+        async with await trio.open_unix_socket(agent_socket) as stream:
+            number = random.getrandbits(32)
+            await _send(stream, {"execute": "guest-sync", "arguments": {"id": number}})
+            if not await _answered(stream, number):
+                return False
+            await _send(stream, {"execute": "guest-shutdown", "arguments": {"mode": "powerdown"}})
+    except (OSError, trio.BrokenResourceError):
+        # Nobody listens, or QEMU ended while we asked: the button was enough.
         return False
-    async with stream:
-        number = random.getrandbits(32)
-        await _send(stream, {"execute": "guest-sync", "arguments": {"id": number}})
-        if not await _answered(stream, number):
-            return False
-        await _send(stream, {"execute": "guest-shutdown", "arguments": {"mode": "powerdown"}})
     return True
 
 

@@ -1,19 +1,17 @@
 """Network cards of a VM and what they are plugged into on the host."""
 
-import hashlib
 from pathlib import Path
-from uuid import UUID
 
 from arcsup.errors import Terminal
 from arcsup.model import (
     Argv,
     Forward,
-    MacAddress,
     Network,
     NetworkModel,
     NetworkType,
     Vm,
 )
+from arcsup.spec.identity import derive_mac
 from arcsup.vm.capabilities import Capabilities
 from arcsup.vm.options import Slot, escape, on_off, pci_place
 
@@ -25,15 +23,6 @@ _DEVICES = {
     NetworkModel.E1000E: "e1000e",
     NetworkModel.RTL8139: "rtl8139",
 }
-
-
-def derive_mac(uuid: UUID, index: int) -> MacAddress:
-    """Return the address of a VM's index-th card: the same for ever, different between VMs.
-
-    52:54:00 is the locally administered prefix that QEMU uses for its own addresses.
-    """
-    digest = hashlib.sha256(uuid.bytes + index.to_bytes(2, "big")).digest()
-    return MacAddress("52:54:00:" + ":".join(f"{byte:02x}" for byte in digest[:3]))
 
 
 def check_networks(vm: Vm, sysfs: Path, rules: tuple[Path, ...] = BRIDGE_RULES) -> None:

@@ -15,8 +15,9 @@ from arcsup.vm.accel import find_accel
 from arcsup.vm.capabilities import find_qemu, probe_capabilities
 from arcsup.vm.commandline import Resources, Sockets
 from arcsup.vm.disks import check_files, create_missing_disks, find_medium
-from arcsup.vm.displays import find_render_node, wants_gl
+from arcsup.vm.displays import create_shared_memory, find_render_node, wants_gl
 from arcsup.vm.firmware import create_vars, find_firmware, vars_file
+from arcsup.vm.networks import check_networks
 from arcsup.vm.pinning import choose_numa_node
 from arcsup.vm.shares import Virtiofsd, check_share, find_virtiofsd, virtiofs_helper
 from arcsup.vm.sockets import Listener
@@ -39,7 +40,7 @@ class Needs:
 
 
 async def create_files(vm: Vm, places: Places) -> None:
-    """Make the VM's disks, UEFI variables and TPM folder where they are missing.
+    """Make the VM's disks, UEFI variables, TPM folder and shared memory where they are missing.
 
     Raises Terminal for what is missing and cannot be made, Transient for what took too long.
     """
@@ -50,6 +51,7 @@ async def create_files(vm: Vm, places: Places) -> None:
         create_vars(firmware.template, vars_file(places.state, vm.name))
     if vm.tpm:
         create_tpm_folder(tpm_folder(places.state, vm.name))
+    create_shared_memory(vm)
 
 
 async def find_needs(vm: Vm, places: Places, open_socket: OpenSocket) -> Needs:
@@ -61,6 +63,7 @@ async def find_needs(vm: Vm, places: Places, open_socket: OpenSocket) -> Needs:
     qemu = find_qemu(vm)
     capabilities = await probe_capabilities(qemu, places.state / "cache")
     accel = await find_accel(vm.accel, qemu, places.run, str(boot_id()))
+    check_networks(vm, places.sysfs)
     root = os.geteuid() == 0
     virtiofsd = await find_virtiofsd(root=root) if vm.shares else None
     sockets = _open_sockets(vm, places, virtiofsd, open_socket)

@@ -32,6 +32,7 @@ from arcsup.plan.restart import (
 )
 from arcsup.spec.native import load_vm
 from arcsup.vm.cleanup import end_helpers, remove_runtime_folder
+from arcsup.vm.displays import remove_shared_memory
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.launch import bring_up, find_last_words, start_qemu
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
@@ -249,6 +250,7 @@ async def _finish(
     if vm.process is not None:
         vm.process.close()
     vm.process, vm.running, vm.order, vm.stop_steps = None, None, None, ()
+    vm.conditions.clear()
     vm.step(Step.END)
     workshop.ended(vm.name, last_exit, comes_back="restarts" in changes)
     workshop.changed()
@@ -276,6 +278,8 @@ async def _tidy_up(vm: ManagedVm, workshop: Workshop) -> None:
     launch = vm.record.launch
     if launch is not None:
         await end_helpers(launch, boot_id=workshop.boot_id)
+    if vm.running is not None:
+        remove_shared_memory(vm.running)
     await remove_runtime_folder(workshop.places.run_of(vm.name))
 
 

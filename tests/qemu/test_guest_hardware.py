@@ -19,8 +19,8 @@ from arcsup.model import (
     Share,
     Vm,
 )
+from arcsup.spec.identity import derive_mac
 from arcsup.vm.commandline import build_command_line
-from arcsup.vm.networks import derive_mac
 from arcsup.vm.shares import check_share, find_virtiofsd, virtiofs_helper
 from arcsup.vm.sockets import listen_unix
 from arcsup.vm.tpm import create_tpm_folder, find_swtpm, tpm_folder, tpm_helper
