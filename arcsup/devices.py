@@ -1,0 +1,154 @@
+"""GPUs and what is cut from them, as values. Read by host/, chosen from by plan/, never changed.
+
+Words: a *card* is one physical function with what hangs off it (its virtual functions are not
+cards of their own). A *parent* is the device that a slice is made on: the card, one of its VFs, or
+a device that is no PCI at all. A *slice* is what one GPU request gets.
+"""
+
+from enum import StrEnum
+
+from attrs import field, frozen
+
+from arcsup.model import CpuSet, MiB, VmName
+
+
+class Backend(StrEnum):
+    """How a card's slices are made."""
+
+    MDEV = "mdev"
+    VENDOR_VFIO = "vendor-vfio"
+    SRIOV = "sriov"
+    PASSTHROUGH = "passthrough"
+
+
+class CapacityRule(StrEnum):
+    """What the first slice of a card forbids to the next ones (facts of the vendor's driver).
+
+    ANY: the driver counts units (memory, ports) and mixes freely. SAME_TYPE: NVIDIA up to vGPU 12.
+    SAME_SIZE: NVIDIA since vGPU 13. MIXED: NVIDIA's heterogeneous mode.
+    """
+
+    ANY = "any"
+    SAME_TYPE = "same-type"
+    SAME_SIZE = "same-size"
+    MIXED = "mixed"
+
+
+@frozen
+class SliceType:
+    """A type that one parent offers.
+
+    ``id`` is the kernel's name (``nvidia-256``, ``i915-GVTg_V5_4``; for vendor vGPUs ``nvidia-``
+    and the number), ``available`` how many more can be made on this parent now (None: unknown),
+    ``maximum`` the most of the card. ``vram_mib`` is None where nothing tells.
+    """
+
+    id: str
+    name: str
+    vram_mib: MiB | None
+    available: int | None
+    maximum: int | None
+    device_api: str
+    parent: str
+    backend: Backend
+
+
+@frozen
+class Slice:
+    """A slice that exists. ``id`` is the mdev's uuid, else the function's PCI address.
+
+    ``path`` is its folder in the device tree; ``holders`` the pids that have it open; ``group``
+    its IOMMU group; ``vm`` whose it is by our journal, with ``ours`` False for everybody else's.
+    """
+
+    backend: Backend
+    id: str
+    type: str | None
+    parent: str
+    path: str
+    vm: VmName | None = None
+    ours: bool = False
+    holders: tuple[int, ...] = ()
+    group: int | None = None
+    vram_mib: MiB | None = None
+
+
+@frozen
+class Function:
+    """A PCI function that can be handed out: a VF of a card, or a companion of it."""
+
+    address: str
+    driver: str | None
+    group: int | None
+    path: str
+
+
+@frozen
+class IommuGroup:
+    """A group is ``viable`` when every member is unbound, a bridge, or on a vfio driver.
+
+    ``blockers`` say, one sentence each, what is not.
+    """
+
+    number: int
+    members: tuple[str, ...]
+    blockers: tuple[str, ...] = ()
+
+
+@frozen
+class Card:
+    """One GPU (or accelerator, or other parent of mediated devices) of the host.
+
+    ``address`` is a PCI address, or the device's name where it is no PCI. ``vendor``, ``device``
+    and ``subsystem`` are four lower-case hex digits ("" for no PCI; ``subsystem`` is
+    ``vendor:device``), ``pci_class`` six. ``vfs_total`` is 0 for a card without SR-IOV. ``why``
+    says why a card is not ``usable``, or what is odd about one that is ("" when nothing is).
+    """
+
+    address: str
+    path: str
+    name: str
+    vendor: str = ""
+    device: str = ""
+    subsystem: str = ""
+    pci_class: str = ""
+    driver: str | None = None
+    numa_node: int | None = None
+    local_cpus: CpuSet = CpuSet(frozenset())
+    group: IommuGroup | None = None
+    backends: tuple[Backend, ...] = ()
+    vfs_total: int = 0
+    vfs: tuple[Function, ...] = ()
+    companions: tuple[Function, ...] = ()
+    reset_methods: tuple[str, ...] = ()
+    boot_vga: bool = False
+    in_use_by_host: str = ""
+    types: tuple[SliceType, ...] = ()
+    slices: tuple[Slice, ...] = ()
+    rule: CapacityRule = CapacityRule.ANY
+    usable: bool = True
+    why: str = ""
+
+
+@frozen
+class NumaNodeSeen:
+    """One NUMA node of an inventory: what ``plan --inventory`` needs of it."""
+
+    id: int
+    cpus: CpuSet
+    memory_mib: MiB
+
+
+@frozen
+class Inventory:
+    """Everything that choosing needs to know of a host, here or in a file of another host's.
+
+    ``faults`` are entries of the device tree that could not be read, one sentence each.
+    """
+
+    hostname: str = ""
+    kernel: str = ""
+    cards: tuple[Card, ...] = ()
+    iommu: bool = False
+    numa: tuple[NumaNodeSeen, ...] = ()
+    faults: tuple[str, ...] = field(default=())
