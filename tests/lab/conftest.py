@@ -1,6 +1,7 @@
 """Fixtures of the lab. What they need is only in its guest, so only there tests are collected."""
 
 import os
+import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from tests.lab.inner import InnerQemu
+from tests.lab.inner import InnerQemu, StartQemu
 from tests.lab.kernel import (
     MDEVS,
     PARENTS,
@@ -192,13 +193,19 @@ def vendor_vfs(pf: Path, simulate: Callable[..., None]) -> Callable[..., list[Pa
 
 
 @pytest.fixture
-def inner_qemu() -> Iterator[Callable[[Sequence[str]], InnerQemu]]:
-    """Start a QEMU inside with the given -device options; ended after the test."""
+def inner_kvm() -> None:
+    """Make /dev/kvm work inside: TCG emulates AMD's SVM."""
+    subprocess.run(["/usr/sbin/modprobe", "kvm_amd"], check=True)
+
+
+@pytest.fixture
+def inner_qemu() -> Iterator[StartQemu]:
+    """Start a QEMU inside with the given -device options (and accel="kvm"); ended afterwards."""
     started: list[InnerQemu] = []
 
-    def inner_qemu(devices: Sequence[str]) -> InnerQemu:
+    def inner_qemu(devices: Sequence[str], accel: str = "tcg") -> InnerQemu:
         directory = Path(tempfile.mkdtemp(prefix="lab", dir="/run"))
-        started.append(InnerQemu(directory, devices))
+        started.append(InnerQemu(directory, devices, accel))
         return started[-1]
 
     yield inner_qemu

@@ -6,12 +6,13 @@ import socket
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 
 class InnerQemu:
     """A QEMU whose guest does not run (-S): enough to open devices. Two layers of TCG are slow."""
 
-    def __init__(self, directory: Path, devices: Sequence[str]) -> None:
+    def __init__(self, directory: Path, devices: Sequence[str], accel: str) -> None:
         path = directory / "qmp"
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
@@ -19,7 +20,7 @@ class InnerQemu:
         listener.set_inheritable(True)
         self.process = subprocess.Popen(
             [
-                "qemu-system-x86_64", "-machine", "q35", "-accel", "tcg", "-m", "64M", "-S",
+                "qemu-system-x86_64", "-machine", "q35", "-accel", accel, "-m", "64M", "-S",
                 "-nodefaults", "-display", "none",
                 "-chardev", f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off",
                 "-mon", "chardev=qmp,mode=control",
@@ -65,3 +66,10 @@ class InnerQemu:
         self.socket.close()
         self.process.terminate()
         self.process.communicate(timeout=60)
+
+
+class StartQemu(Protocol):
+    """The fixture inner_qemu."""
+
+    def __call__(self, devices: Sequence[str], accel: str = "tcg") -> InnerQemu:
+        """Start one."""

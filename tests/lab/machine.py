@@ -28,6 +28,10 @@ KERNEL_OPTIONS = [
     # TCG's CPUs share their time stamp counter. The HPET, which the kernel takes otherwise, costs
     # a device access for each look at the clock and doubles the time of everything.
     "tsc=reliable",
+    # Each udev worker is a fork, and forks are dear under TCG; the default is 26 of them.
+    "udev.children_max=3",
+    # Loading kvm takes three seconds that few tests need: the fixture inner_kvm loads it.
+    "modprobe.blacklist=kvm_amd,kvm_intel",
     "loglevel=5",
     # The sample drivers and vgpu_sim are not part of Debian's signed kernel.
     "module.sig_enforce=0",

@@ -19,34 +19,21 @@ find_missing_packages() {
     done
 }
 
-# What stands between here and a guest, as words for a person; nothing when all is there.
-find_missing() {
-    local missing
-    missing=$(find_missing_packages | paste -sd' ')
-    [[ -x $top/.venv/bin/virtme-run ]] || missing+="${missing:+ }virtme-ng"
-    [[ -s $cache/current && -e $(<"$cache/current")/.complete ]] || missing+="${missing:+, }a kernel"
-    printf '%s' "$missing"
-}
-
-as_root() {
-    if ((EUID == 0)); then
-        "$@"
-    elif command -v sudo >/dev/null; then
-        sudo "$@"
-    else
-        die "root is needed for: $*; run it as root, or install sudo"
-    fi
-}
-
 need_packages() {
-    local missing
-    missing=$(find_missing_packages)
-    [[ -z $missing ]] && return
-    command -v apt-get >/dev/null || die "install $(paste -sd' ' <<<"$missing") (this is no Debian)"
-    say "installing $(paste -sd' ' <<<"$missing")"
-    as_root apt-get update -qq
-    # shellcheck disable=SC2086  # one word per package
-    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -qq --no-install-recommends $missing
+    local missing sudo=()
+    mapfile -t missing < <(find_missing_packages)
+    ((${#missing[@]})) || return 0
+    command -v apt-get >/dev/null ||
+        die "this is no Debian; install by hand what these packages hold: ${missing[*]}"
+    if ((EUID)); then
+        sudo=(sudo)
+        [[ -t 0 ]] || sudo+=(--non-interactive)
+        "${sudo[@]}" true 2>/dev/null || die "as root, run: apt-get install ${missing[*]}"
+    fi
+    say "installing ${missing[*]}"
+    "${sudo[@]}" apt-get update -qq
+    "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq \
+        --no-install-recommends "${missing[@]}" >/dev/null
 }
 
 # The project's own set-up brings QEMU, kmod, udev and .venv.

@@ -2,12 +2,13 @@
 
 import os
 import select
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import pyudev
 
-from tests.lab.inner import InnerQemu
+from tests.lab.inner import StartQemu
 from tests.lab.kernel import (
     PARENTS,
     PCI,
@@ -82,7 +83,7 @@ def test_a_plugged_card_is_announced_with_its_class_and_gets_its_memory(
         if event.action == "add" and event.subsystem == "pci":
             break
     assert event.properties["PCI_CLASS"] == "38000"
-    # The event comes from the scan, before memory is assigned: whoever reads at once may find zeros.
+    # The event comes before memory is assigned: whoever reads at once may find zeros.
     resources = PCI / event.name / "resource"
     wait_until(lambda: int(resources.read_text().split()[0], 16) != 0)
     unplug()
@@ -104,11 +105,16 @@ def test_the_power_button_is_a_key(power_button: Callable[[], None]) -> None:
 
 
 def test_an_inner_qemu_shows_a_vgpu_as_a_display_controller(
-    mbochs: Path, uuid: str, inner_qemu: Callable[[Sequence[str]], InnerQemu]
+    mbochs: Path, uuid: str, inner_qemu: StartQemu
 ) -> None:
     mdev = create(mbochs, "mbochs-small", uuid)
     qemu = inner_qemu([f"vfio-pci,sysfsdev={mdev}"])
     assert 0x0380 in qemu.classes() or 0x0300 in qemu.classes()
+
+
+@pytest.mark.usefixtures("inner_kvm")
+def test_kvm_works_inside(inner_qemu: StartQemu) -> None:
+    assert inner_qemu([], accel="kvm").execute("query-kvm") == {"enabled": True, "present": True}
 
 
 def test_functions_of_cards_are_bound_by_nobody(cards: list[Path]) -> None:

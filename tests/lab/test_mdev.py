@@ -4,12 +4,11 @@ Documentation/ABI/testing/sysfs-bus-vfio-mdev, drivers/vfio/mdev/mdev_core.c.
 """
 
 import errno
-from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
-from tests.lab.inner import InnerQemu
+from tests.lab.inner import StartQemu
 from tests.lab.kernel import (
     MDEVS,
     Uevents,
@@ -159,7 +158,7 @@ def test_the_mdev_type_link_appears_after_the_bind_event(mtty: Path, uevents: Ue
 
 
 def test_the_vm_that_has_it_is_told_when_its_mdev_is_to_go(
-    mtty: Path, uuid: str, inner_qemu: Callable[[Sequence[str]], InnerQemu]
+    mtty: Path, uuid: str, inner_qemu: StartQemu
 ) -> None:
     mdev = create(mtty, "mtty-1", uuid)
     qemu = inner_qemu([f"vfio-pci,sysfsdev={mdev}"])

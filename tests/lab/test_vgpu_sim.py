@@ -1,12 +1,12 @@
 """vgpu_sim plays the vendors' drivers as they were observed (tests/lab/README.md)."""
 
 import errno
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.lab.inner import InnerQemu
+from tests.lab.inner import StartQemu
 from tests.lab.kernel import (
     PARENTS,
     Uevents,
@@ -22,7 +22,6 @@ from tests.lab.kernel import (
 
 Nvidia = Callable[..., Path]
 VendorVfs = Callable[..., list[Path]]
-StartQemu = Callable[[Sequence[str]], InnerQemu]
 
 UUIDS = [f"00000000-0000-4000-8000-{number:012}" for number in range(9)]
 
