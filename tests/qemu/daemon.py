@@ -15,6 +15,7 @@ from attrs import define, field
 
 from arcsup.control.client import Client, vm_path
 from arcsup.errors import DaemonUnreachable, NoSuchObject
+from tests.leftovers import find_processes_naming
 
 TINY = "memory: 64\naccel: tcg\nnetworks: []\n"
 """A VM without anything to boot: its BIOS runs for ever, and it is up in a fraction of a second."""
@@ -197,4 +198,4 @@ def end(daemon: Daemon) -> None:
         daemon.kill()
     for pid in daemon.qemus():
         os.kill(pid, signal.SIGKILL)
-    daemon.until(lambda: not daemon.qemus(), "every QEMU has ended")
+    daemon.until(lambda: not find_processes_naming(daemon.top), "everything has ended")
