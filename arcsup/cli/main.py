@@ -43,6 +43,9 @@ VERBS: dict[str, dict[str, str]] = {
         "qemu": "arcsup.cli.files:qemu",
         "schema": "arcsup.cli.files:schema",
     },
+    "The host": {
+        "doctor": "arcsup.cli.doctor:doctor",
+    },
     "The program": {
         "daemon": "arcsup.cli.daemon:daemon",
         "reload": "arcsup.cli.program:reload",

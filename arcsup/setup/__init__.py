@@ -1,1 +1,1 @@
-"""The host made ready: doctor looks, setup changes."""
+"""The host itself: what it has (doctor), and making it ready for VMs (setup)."""
