@@ -28,6 +28,9 @@ from arcsup.vm.supervise import begin, find_qemu_process, resume_vm, supervise
 
 logger = logging.getLogger(__name__)
 
+LONGEST_BREATH = 0.05
+"""A pass is followed by a pause as long as itself, up to this many seconds; marks are merged."""
+
 AFTER_AN_ERROR = 2.0
 """Seconds after which a pass that failed (a full disk, say) is made again."""
 
@@ -60,7 +63,10 @@ class Reconciler:
                 await trio.sleep(AFTER_AN_ERROR)
                 self.dirty.mark("retry")
             self.last_pass = time.monotonic()
-            self.metrics.observe_reconcile(self.last_pass - started)
+            took = self.last_pass - started
+            self.metrics.observe_reconcile(took)
+            # When a hundred VMs change at once, passes must not take the CPU that they need.
+            await trio.sleep(min(took, LONGEST_BREATH))
 
     def reload(self) -> None:
         """Read the configuration and look at everything anew; believe a replaced VM directory.

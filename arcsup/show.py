@@ -18,7 +18,7 @@ def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
     state = show_state(verdict, it, faulty=bool(vm.faults), failed=failed, now=view.now)
     pending = needs_restart(it.differs)
     launch = vm.record.launch
-    run = places.run_of(vm.name)
+    run = f"{places.run}/{vm.name}"
     return VmStatus(
         name=vm.name,
         state=state,
@@ -30,9 +30,9 @@ def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
         file=vm.record.source.file,
         pending=pending,
         uuid=vm.vm.uuid,
-        qmp_socket=str(run / "qmp.sock"),
-        monitor_socket=str(run / "monitor.sock"),
-        console_socket=str(run / "console.sock"),
+        qmp_socket=f"{run}/qmp.sock",
+        monitor_socket=f"{run}/monitor.sock",
+        console_socket=f"{run}/console.sock",
         argv=launch.argv if launch else (),
         numa_node=launch.numa_node if launch else None,
         adopted=vm.adopted,
