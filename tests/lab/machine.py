@@ -5,6 +5,7 @@ Run by tests/lab/run, which has prepared everything that is needed.
 
 import argparse
 import contextlib
+import fcntl
 import os
 import selectors
 import shlex
@@ -14,6 +15,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+
+from attrs import frozen
 
 LAB = Path(__file__).resolve().parent
 TOP = LAB.parent.parent
@@ -41,10 +44,53 @@ TCG_CPU = "max,la57=off,pku=off,pks=off,smap=off,smep=off,umip=off,mpx=off"
 """Everything that can be emulated (an inner KVM works), but what each memory access pays for."""
 
 FOUR_VFS = "sriov_max_vfs=4,sriov_vq_flexible=8,sriov_vi_flexible=4,max_ioqpairs=16,msix_qsize=16"
+IGB = [
+    "-device", "pcie-root-port,id=igb-port,bus=pcie.0,chassis=5,slot=5",
+    "-device", "igb,bus=igb-port",
+]  # fmt: skip
 ROOM_FOR_A_DISPLAY = "mem-reserve=64M,pref64-reserve=256M"
 
 
-def machine_options(kvm: bool) -> list[str]:
+@frozen
+class System:
+    """The system that the guest runs: this host's own (root is /), or that of a Debian suite."""
+
+    root: Path
+    qemu: Path
+    python: Path
+
+    @property
+    def is_host(self) -> bool:
+        """Whether the guest sees the host's files."""
+        return self.root == Path("/")
+
+
+def find_system(sysroot: str, cache: Path) -> System:
+    """The suite's system in the cache, or with an empty sysroot the host's."""
+    if sysroot:
+        return System(Path(sysroot), cache / "qemu-system-x86_64", Path("/usr/bin/python3"))
+    qemu = shutil.which("qemu-system-x86_64")
+    if qemu is None:
+        raise SystemExit("lab: qemu-system-x86_64 is not installed; run tests/lab/run --prepare")
+    return System(Path("/"), Path(qemu), TOP / ".venv/bin/python")
+
+
+def share_options(identity: str, path: Path) -> list[str]:
+    """Show a folder to the guest once more: virtme-ng mounts without a cache, `inside` with."""
+    access = "security_model=none,readonly=on,multidevs=remap"
+    return [
+        "-fsdev", f"local,id={identity},path={path},{access}",
+        "-device", f"virtio-9p-pci,fsdev={identity},mount_tag={identity}",
+    ]  # fmt: skip
+
+
+def has_igb(system: System) -> bool:
+    """Whether this QEMU (8.0 or later) has a network card with SR-IOV."""
+    command = [str(system.qemu), "-device", "igb,help"]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def machine_options(system: System, kvm: bool) -> list[str]:
     """QEMU's options for what a host with cards has and virtme-ng's guest has not.
 
     The guest finds: an IOMMU with interrupt remapping; two NUMA nodes of a CPU and 1.5 GiB each; on
@@ -55,9 +101,8 @@ def machine_options(kvm: bool) -> list[str]:
         "-machine", "q35,kernel-irqchip=split",
         *([] if kvm else ["-cpu", TCG_CPU]),
         "-device", "intel-iommu,intremap=on,caching-mode=on",
-        # The host's files once more: virtme-ng mounts them without a cache, tests/lab/inside with.
-        "-fsdev", "local,id=cached,path=/,security_model=none,readonly=on,multidevs=remap",
-        "-device", "virtio-9p-pci,fsdev=cached,mount_tag=cached",
+        *share_options("cached", system.root),
+        *([] if system.is_host else share_options("host", Path("/"))),
         # Both ends of one socket are this QEMU's: its monitor listens, its serial port connects.
         "-chardev", "socket,id=qmp,path=qmp,server=on,wait=off",
         "-mon", "chardev=qmp,mode=control",
@@ -72,17 +117,26 @@ def machine_options(kvm: bool) -> list[str]:
         "-device", "bochs-display,id=card0,bus=card0-port",
         "-device", "pcie-root-port,id=card1-port,bus=pcie.0,chassis=3,slot=3",
         "-device", "bochs-display,id=card1,bus=card1-port",
+        *(IGB if has_igb(system) else []),
         "-device", f"pcie-root-port,id=empty-port,bus=pcie.0,chassis=4,slot=4,{ROOM_FOR_A_DISPLAY}",
     ]  # fmt: skip
 
 
-def guest_command(kernel: Path, output: Path, mode: str, kvm: bool) -> list[str]:
+def guest_command(system: System, kernel: Path, output: Path, mode: str, kvm: bool) -> list[str]:
     """The whole virtme-run command line (virtme-ng's lower half: vng adds nothing we need)."""
     image = next(kernel.glob("boot/vmlinux-*"))
-    inside = LAB / "inside"
-    options = [*KERNEL_OPTIONS, f"arcsup.checkout={TOP}", f"arcsup.python={sys.base_prefix}"]
+    # A copy in the one folder that is there before `inside` has mounted the others.
+    shutil.copy(LAB / "inside", output)
+    inside = "/run/lab/inside"
+    options = [
+        *KERNEL_OPTIONS,
+        f"arcsup.checkout={TOP}",
+        f"arcsup.python={system.python}",
+        f"arcsup.prefix={sys.base_prefix if system.is_host else '/usr'}",
+    ]
     return [
         "virtme-run",
+        "--root", str(system.root), "--qemu-bin", str(system.qemu),
         "--kimg", str(image), "--mods", "auto",
         "--disable-microvm", "--force-9p", "--disable-monitor",
         *([] if kvm else ["--disable-kvm"]),
@@ -92,15 +146,15 @@ def guest_command(kernel: Path, output: Path, mode: str, kvm: bool) -> list[str]
         "--rwdir", f"/run/lab={output}",
         *(f"--kopt={option}" for option in options),
         *(
-            ["--shell", str(inside)]
+            ["--shell", inside]
             if mode == "shell"
-            else ["--show-boot-console", "--script-sh", str(inside)]
+            else ["--show-boot-console", "--script-sh", inside]
         ),
-        "--qemu-opts", *machine_options(kvm),
+        "--qemu-opts", *machine_options(system, kvm),
     ]  # fmt: skip
 
 
-def find_kvm(kernel: Path, cache: Path) -> bool:
+def find_kvm(system: System, kernel: Path, cache: Path) -> bool:
     """Whether a guest under KVM gets to its end: on some machines /dev/kvm is there and it hangs.
 
     A kernel without a root panics and, with panic=-1, resets; -no-reboot makes that QEMU's end.
@@ -113,7 +167,7 @@ def find_kvm(kernel: Path, cache: Path) -> bool:
     if not answer.exists():
         image = next(kernel.glob("boot/vmlinux-*"))
         command = [
-            "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host", "-m", "512M", "-nographic",
+            str(system.qemu), "-accel", "kvm", "-cpu", "host", "-m", "512M", "-nographic",
             "-nodefaults", "-no-reboot", "-kernel", str(image), "-append", "panic=-1 quiet",
         ]  # fmt: skip
         works = False
@@ -178,15 +232,20 @@ def main() -> int:
         parser.add_argument(option, type=Path, required=True)
     parser.add_argument("--mode", choices=["pytest", "shell"], required=True)
     parser.add_argument("--deadline", type=float, required=True)
+    parser.add_argument("--sysroot", required=True)
     parser.add_argument("pytest", nargs="*")
     arguments = parser.parse_args()
     output: Path = arguments.output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    lock = output.with_suffix(".lock").open("w")
+    fcntl.flock(lock, fcntl.LOCK_EX)  # another run in this folder ends first
     shutil.rmtree(output, ignore_errors=True)
     output.mkdir(parents=True)
     pytest = [*arguments.pytest, *(["--color=yes"] if sys.stdout.isatty() else [])]
     (output / "arguments").write_text("".join(f"{argument}\0" for argument in pytest))
-    kvm = find_kvm(arguments.kernel, arguments.cache)
-    command = guest_command(arguments.kernel, output, arguments.mode, kvm)
+    system = find_system(arguments.sysroot, arguments.cache)
+    kvm = find_kvm(system, arguments.kernel, arguments.cache)
+    command = guest_command(system, arguments.kernel, output, arguments.mode, kvm)
     (output / "command.txt").write_text(shlex.join(command) + "\n")
     os.chdir(output)  # where the QMP socket is made: its path may have 107 bytes at most
     if arguments.mode == "shell":

@@ -2,6 +2,7 @@
 # What the lab stands on: host packages, the project's own environment, and a kernel root in the
 # cache: CACHE/KEY/{boot/vmlinux-VERSION,lib/modules/VERSION}, where VERSION is Debian's kernel and
 # the modules are those of wanted-modules, the kernel's own vfio-mdev samples and tests/lab/modules.
+# A suite other than the host's own is a Debian of its own in CACHE/root (suite.sh).
 # Sourced by run, which sets: lab (this folder), top (the checkout), cache, suite.
 
 say() { printf 'lab: %s\n' "$*" >&2; }
@@ -10,58 +11,67 @@ die() { say "$*" && exit 1; }
 # program in PATH : Debian package that brings it
 readonly host_needs='
 qemu-system-x86_64:qemu-system-x86 busybox:busybox-static depmod:kmod udevadm:udev
-make:make gcc:gcc xz:xz-utils strings:binutils'
+make:make gcc:gcc xz:xz-utils zstd:zstd strings:binutils'
 
 find_missing_packages() {
     local need
-    for need in $host_needs; do
+    for need in $host_needs "$@"; do
         command -v "${need%%:*}" >/dev/null || echo "${need##*:}"
     done
 }
 
+# Finds how to be root: fills the array sudo, or ends with what a person has to do.
+need_root_for() {
+    sudo=()
+    ((EUID)) || return 0
+    sudo=(sudo)
+    [[ -t 0 ]] || sudo+=(--non-interactive)
+    "${sudo[@]}" true 2>/dev/null || die "as root, run: $*"
+}
+
 need_packages() {
-    local missing sudo=()
-    mapfile -t missing < <(find_missing_packages)
+    local missing sudo
+    mapfile -t missing < <(find_missing_packages "$@")
     ((${#missing[@]})) || return 0
     command -v apt-get >/dev/null ||
         die "this is no Debian; install by hand what these packages hold: ${missing[*]}"
-    if ((EUID)); then
-        sudo=(sudo)
-        [[ -t 0 ]] || sudo+=(--non-interactive)
-        "${sudo[@]}" true 2>/dev/null || die "as root, run: apt-get install ${missing[*]}"
-    fi
+    need_root_for apt-get install "${missing[@]}"
     say "installing ${missing[*]}"
     "${sudo[@]}" apt-get update -qq
     "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq \
         --no-install-recommends "${missing[@]}" >/dev/null
 }
 
-# The project's own set-up brings QEMU, kmod, udev and .venv.
-need_environment() {
-    "$top/contrib/dev/setup"
+# Runs a command on the suite's own system. Paths below $sysroot are then without it.
+in_sysroot() {
+    if [[ -n $sysroot ]]; then
+        chroot "$sysroot" "$@"
+    else
+        "$@"
+    fi
 }
 
 # The newest kernel whose image and headers are installed, else the one that Debian offers now.
 choose_kernel() {
     local modules version
-    while read -r modules; do
+    for modules in "$sysroot"/lib/modules/*-amd64; do
         version=${modules##*/}
-        if [[ -r /boot/vmlinuz-$version && -e $modules/build/Makefile ]]; then
+        if [[ -r $sysroot/boot/vmlinuz-$version && -e $modules/build/Makefile ]]; then
             echo "$version"
-            return
         fi
-    done < <(printf '%s\n' /lib/modules/*-amd64 | sort -rV)
-    apt-cache depends linux-image-amd64 2>/dev/null |
+    done | sort -rV | grep -m 1 . && return
+    in_sysroot apt-cache depends linux-image-amd64 2>/dev/null |
         sed -n 's/^ *Depends: linux-image-\([0-9].*-amd64\)$/\1/p' | head -n 1
 }
 
-# Unpacks Debian packages into a folder, beside the host's own.
+# Unpacks Debian packages into a folder, beside the system's own.
 unpack_packages() {
     local into=$1 debs
     shift
-    debs=$(mktemp -d "$cache/debs.XXXXXX")
+    debs=$(mktemp -d "$work/debs.XXXXXX")
     say "downloading $*"
-    (cd "$debs" && apt-get download -qq "$@") || die "apt-get download failed; try apt-get update"
+    in_sysroot sh -ec 'cd "$1" && shift && apt-get download -qq "$@"' - "${debs#"$sysroot"}" "$@" ||
+        die "apt-get download failed; try: apt-get update"
     mkdir -p "$into"
     find "$debs" -name '*.deb' -exec dpkg-deb -x {} "$into" \;
     rm -r "$debs"
@@ -69,16 +79,19 @@ unpack_packages() {
 
 # Prints the folder below which boot/, lib/modules/ and usr/src/ of this kernel are.
 find_kernel_files() {
-    local version=$1 root=$cache/unpacked-$1 series
-    if [[ -r /boot/vmlinuz-$version && -e /lib/modules/$version/build/Makefile ]]; then
+    local version=$1 root=$store/kernel-$1 needs
+    if [[ -z $sysroot && -r /boot/vmlinuz-$version && -e /lib/modules/$version/build/Makefile ]]; then
         return
     fi
     if [[ ! -e $root/.complete ]]; then
-        series=$(cut -d. -f1,2 <<<"$version")
-        unpack_packages "$root" "linux-image-$version" "linux-headers-$version" \
-            "linux-headers-${version%-amd64}-common" "linux-kbuild-$series"
+        # The common headers and the build tools, whose names differ from suite to suite.
+        mapfile -t needs < <(in_sysroot apt-cache depends "linux-headers-$version" |
+            sed -n 's/^ *Depends: \(linux-\(headers\|kbuild\)-.*\)$/\1/p')
+        unpack_packages "$root" "linux-image-$version" "linux-headers-$version" "${needs[@]}"
         # Debian's headers name each other by absolute path.
-        sed -i "s:/usr/src/:$root/usr/src/:" "$root/usr/src/linux-headers-$version/Makefile"
+        sed -i "s:/usr/src/:${root#"$sysroot"}/usr/src/:" "$root/usr/src/linux-headers-$version/Makefile"
+        # Debian's newer kernels are in usr/lib.
+        [[ -e $root/lib ]] || ln -s usr/lib "$root/lib"
         touch "$root/.complete"
     fi
     echo "$root"
@@ -86,21 +99,20 @@ find_kernel_files() {
 
 # The kernel's mediated-device samples (mtty, mdpy, mbochs) from Debian's source package.
 copy_sample_sources() {
-    local version=$1 into=$2 series samples unpacked tarball
+    local version=$1 into=$2 series samples unpacked=$work/source tarball
     series=$(cut -d. -f1,2 <<<"$version")
-    samples=$cache/samples-$series
+    samples=$store/samples-$series
     if [[ ! -d $samples ]]; then
-        tarball=/usr/src/linux-source-$series.tar.xz
+        tarball=$sysroot/usr/src/linux-source-$series.tar.xz
         if [[ ! -r $tarball ]]; then
-            unpacked=$(mktemp -d "$cache/source.XXXXXX")
             unpack_packages "$unpacked" "linux-source-$series"
-            tarball=$unpacked$tarball
+            tarball=$unpacked/usr/src/linux-source-$series.tar.xz
         fi
         mkdir -p "$samples.new"
         tar -C "$samples.new" --strip-components=3 -xJf "$tarball" \
             "linux-source-$series/samples/vfio-mdev"
         mv -T "$samples.new" "$samples"
-        rm -rf "${unpacked:-}"
+        rm -rf "$unpacked"
     fi
     cp "$samples"/*.[ch] "$into"
 }
@@ -109,60 +121,89 @@ build_modules() {
     local version=$1 headers=$2 into=$3
     copy_sample_sources "$version" "$into"
     cp "$lab"/modules/* "$into"
-    make -s -C "$headers" M="$into" CC=gcc modules 2> >(grep -v 'Skipping BTF' >&2)
+    # Type information for BPF would need pahole and the whole kernel.
+    in_sysroot make -s -C "${headers#"$sysroot"}" M="${into#"$sysroot"}" CC=gcc \
+        CONFIG_DEBUG_INFO_BTF_MODULES= modules
+}
+
+# Copies a module into a folder, unpacked: the initramfs's insmod takes no packed ones.
+install_module() {
+    local file=$1 into=$2
+    mkdir -p "$into"
+    case $file in
+        *.xz) xz -dc "$file" >"$into/$(basename "$file" .xz)" ;;
+        *.zst) zstd -dcq "$file" >"$into/$(basename "$file" .zst)" ;;
+        *) cp "$file" "$into" ;;
+    esac
 }
 
 # A tree with the wanted modules only: what udev's coldplug can load is what boot time is spent on.
 install_modules() {
-    local version=$1 from=$2 into=$3 wanted module file
-    mkdir -p "$into/lib/modules/$version"
-    cp "$from/lib/modules/$version"/modules.{order,builtin,builtin.modinfo} "$into/lib/modules/$version"
+    local version=$1 from=$2 tree=$3 wanted module file
+    mkdir -p "$tree"
+    cp "$from/lib/modules/$version"/modules.{order,builtin,builtin.modinfo} "$tree"
+    [[ -e $from/lib/modules/$version/modules.dep ]] || depmod -b "$from/" "$version"
     wanted=$(sed 's/#.*//' "$lab/wanted-modules")
     for module in $wanted; do
         modprobe -d "$from/" -S "$version" --show-depends "$module" 2>/dev/null || true
-    done | sed -n 's/^insmod //p' | sort -u | while read -r file; do
-        file=${file%% *}
-        install -D -m 644 "$file" "$into/lib/modules/$version/${file#*/lib/modules/"$version"/}"
+    done | sed -n 's/^insmod \([^ ]*\).*/\1/p' | sort -u | while read -r file; do
+        install_module "$file" "$tree/kernel"
     done
 }
 
-# Debian packs the kernel with xz, which takes seconds to unpack under TCG; QEMU boots the plain
-# image by its PVH entry (docs/specs/pvh.rst is followed by -kernel of an ELF file).
-unpack_image() {
-    "$top/.venv/bin/python" "$lab/unpack_image.py" "$1" "$2"
-}
-
 make_kernel_root() {
-    local version=$1 key=$2 from work root=$cache/$2
+    local version=$1 root=$2 from work tree
+    work=$(mktemp -d "$store/work.XXXXXX")
+    tree=$work/root/lib/modules/$version
     from=$(find_kernel_files "$version")
     say "building the modules for $version"
-    work=$(mktemp -d "$cache/build.XXXXXX")
-    mkdir "$work/modules" "$work/root" "$work/root/boot"
+    mkdir "$work/modules"
     build_modules "$version" "$from/usr/src/linux-headers-$version" "$work/modules"
-    install_modules "$version" "$from" "$work/root"
-    install -D -m 644 -t "$work/root/lib/modules/$version/extra" "$work"/modules/*.ko
+    install_modules "$version" "$from" "$tree"
+    install -D -m 644 -t "$tree/extra" "$work"/modules/*.ko
     depmod -b "$work/root" "$version"
-    unpack_image "$from/boot/vmlinuz-$version" "$work/root/boot/vmlinux-$version"
+    # Debian packs the kernel with xz, which takes seconds to unpack under TCG; QEMU boots the plain
+    # image by its PVH entry.
+    mkdir "$work/root/boot"
+    "$top/.venv/bin/python" "$lab/unpack_image.py" \
+        "$from/boot/vmlinuz-$version" "$work/root/boot/vmlinux-$version"
     touch "$work/root/.complete"
     mv -T "$work/root" "$root"
     rm -r "$work"
 }
 
+# The kernel root of this checkout's sources.
+find_kernel_root() {
+    cat "$lab"/modules/* "$lab/wanted-modules" "$lab/prepare.sh" | sha256sum |
+        sed "s:^\(.\{12\}\).*:$cache/$(<"$cache/version")-\1:"
+}
+
 need_kernel() {
-    local version key
-    mkdir -p "$cache"
+    local root
+    mkdir -p "$store"
     # Chosen once and kept, so that a warm start asks neither apt nor the network.
-    [[ -s $cache/version ]] || choose_kernel >"$cache/version"
-    version=$(<"$cache/version")
-    [[ -n $version ]] || die "no Debian kernel here or in apt's lists; try: apt-get update"
-    key=$version-$(cat "$lab"/modules/* "$lab/wanted-modules" "$lab/prepare.sh" | sha256sum | cut -c1-12)
-    [[ -e $cache/$key/.complete ]] || make_kernel_root "$version" "$key"
-    echo "$cache/$key" >"$cache/current"
+    [[ -s $cache/version ]] || choose_kernel >"$cache/version" || true
+    [[ -s $cache/version ]] || die "no Debian kernel here or in apt's lists; try: apt-get update"
+    root=$(find_kernel_root)
+    if [[ ! -e $root/.complete ]]; then
+        find "$cache" -maxdepth 1 -name '*-amd64-*' -mtime +7 -exec rm -r {} +
+        make_kernel_root "$(<"$cache/version")" "$root"
+    fi
+    echo "$root" >"$cache/current"
 }
 
 prepare() {
     [[ $(uname -m) == x86_64 ]] || die "the lab's machine is x86_64 only"
-    need_environment
+    # The project's own set-up brings QEMU, kmod, udev and .venv.
+    "$top/contrib/dev/setup"
     need_packages
-    need_kernel
+    mkdir -p "$cache"
+    # Two at once would build in each other's way.
+    exec 9>>"$cache/lock"
+    flock 9
+    if [[ -z $sysroot ]]; then
+        need_kernel
+    else
+        need_suite
+    fi
 }
