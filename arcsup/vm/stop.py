@@ -15,6 +15,7 @@ import trio
 from attrs import frozen
 from qemu.qmp import QMPError
 
+from arcsup.alongside import alongside
 from arcsup.vm.agent import ask_guest_to_power_down
 from arcsup.vm.process import Process
 from arcsup.vm.qmp import Qmp
@@ -26,6 +27,9 @@ ANSWER = 3.0
 
 AGENT = 1.0
 """Seconds a guest agent may take to answer a sync. Most guests have none, which shows at once."""
+
+PRESS_AGAIN = 5.0
+"""Seconds after which the power button is pressed again."""
 
 INSIST = 5.0
 """Seconds for QEMU to end after quit, and again after SIGTERM."""
@@ -80,7 +84,8 @@ async def stop_qemu(
             # A rung that cannot be stepped on is not waited for.
             if not await act(order):
                 continue
-            await process.wait()
+            async with alongside(_press_again, order, rung):
+                await process.wait()
         took(RungTaken(rung, trio.current_time() - started, enough=not patience.cancelled_caught))
         if not patience.cancelled_caught:
             return
@@ -99,6 +104,13 @@ def _ladder(*, hard: bool, guest_time: float) -> tuple[tuple[Rung, _Act, float],
         (Rung.TERMINATE, _terminate, INSIST),
         (Rung.KILL, _kill, INSIST),
     )
+
+
+async def _press_again(order: _Order, rung: Rung) -> None:
+    """A guest that is still booting does not hear the button, and would be waited for in vain."""
+    while rung is Rung.POWER_BUTTON:
+        await trio.sleep(PRESS_AGAIN)
+        await _press_power_button(order)
 
 
 async def _press_power_button(order: _Order) -> bool:

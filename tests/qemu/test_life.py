@@ -298,6 +298,18 @@ def test_stop_asks_the_guest_and_says_what_it_took(daemon: Daemon) -> None:
 
 
 @pytest.mark.guest
+def test_a_guest_that_is_still_booting_hears_a_later_press(daemon: Daemon) -> None:
+    daemon.drop("one", linux())
+    daemon.wait_for("one", "running")
+
+    daemon.call("stop", "one", wait="60")
+
+    events = daemon.status("one")["events"]
+    rungs = [(e["data"]["rung"], e["data"]["enough"]) for e in events if e["kind"] == "stopping"]
+    assert rungs == [("power button", True)]
+
+
+@pytest.mark.guest
 def test_a_guest_that_ignores_the_button_is_made_to_end(daemon: Daemon) -> None:
     daemon.drop("one", linux("arcsup.powerbutton=ignore", "stop: {timeout: 1s}\n"))
     wait_for_console(daemon, "one", "guest ready")
