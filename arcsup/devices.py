@@ -58,7 +58,8 @@ class Slice:
     """A slice that exists. ``id`` is the mdev's uuid, else the function's PCI address.
 
     ``path`` is its folder in the device tree; ``holders`` the pids that have it open; ``group``
-    its IOMMU group; ``vm`` whose it is by our journal, with ``ours`` False for everybody else's.
+    its IOMMU group; ``vm`` whose it is by our journal, with ``ours`` False for everybody else's;
+    ``owner`` who else is known to have made it ("mdevctl"), "" where nobody is.
     """
 
     backend: Backend
@@ -71,23 +72,29 @@ class Slice:
     holders: tuple[int, ...] = ()
     group: int | None = None
     vram_mib: MiB | None = None
+    owner: str = ""
 
 
 @frozen
 class Function:
-    """A PCI function that can be handed out: a VF of a card, or a companion of it."""
+    """A PCI function that can be handed out: a VF of a card, or a companion of it.
+
+    ``blockers`` say, one sentence each, which other members keep its group from being viable.
+    """
 
     address: str
     driver: str | None
     group: int | None
     path: str
+    blockers: tuple[str, ...] = ()
 
 
 @frozen
 class IommuGroup:
-    """A group is ``viable`` when every member is unbound, a bridge, or on a vfio driver.
+    """A group is viable when every member is unbound, a bridge, or on a vfio driver.
 
-    ``blockers`` say, one sentence each, what is not.
+    ``blockers`` say, one sentence each, what is not. The device itself and its companions are no
+    blockers: they are taken along.
     """
 
     number: int
@@ -101,8 +108,9 @@ class Card:
 
     ``address`` is a PCI address, or the device's name where it is no PCI. ``vendor``, ``device``
     and ``subsystem`` are four lower-case hex digits ("" for no PCI; ``subsystem`` is
-    ``vendor:device``), ``pci_class`` six. ``vfs_total`` is 0 for a card without SR-IOV. ``why``
-    says why a card is not ``usable``, or what is odd about one that is ("" when nothing is).
+    ``vendor:device``), ``pci_class`` six. ``subsystem_name`` tells boards with one chip apart.
+    ``vfs_total`` is 0 for a card without SR-IOV. ``why`` says why a card is not ``usable``, or
+    what is odd about one that is ("" when nothing is).
     """
 
     address: str
@@ -128,6 +136,7 @@ class Card:
     rule: CapacityRule = CapacityRule.ANY
     usable: bool = True
     why: str = ""
+    subsystem_name: str = ""
 
 
 @frozen
