@@ -7,7 +7,7 @@ QEMU processes. ``look`` turns them into the values that the planner takes.
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -31,6 +31,7 @@ from arcsup.spec.directory import (
 )
 from arcsup.spec.faults import Fault
 from arcsup.spec.native import differences, load_vm, read_vm
+from arcsup.spec.together import find_shared
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.record import Record, Source
 
@@ -69,6 +70,8 @@ class Fleet:
     held: str = ""
     """Why the VM directory is not believed although it can be read; "" when it is."""
     _last_good: dict[VmName, Vm] = field(factory=dict)
+    _named: frozenset[VmName] | None = None
+    """The VMs that files ask for; None while the directory cannot be believed: then all stay."""
 
     def find(self, name: str) -> ManagedVm:
         """Return a VM. Raises NoSuchObject, or Refused for a file that never was one."""
@@ -156,6 +159,7 @@ class Fleet:
                 else:
                     self._take_in(entry, entry.last_good, nursery)
         self.bad_files = bad_files
+        self._named = _names_of(snapshot)
         self.changed.ring()
 
     def _take_in(self, entry: Entry, vm: Vm, nursery: trio.Nursery) -> None:
@@ -232,9 +236,16 @@ class Fleet:
 
     def look(self) -> View:
         """Return everything that the planner decides from, as it is at this moment."""
+        wanted = {vm.name: self._want(vm) for vm in self.vms.values() if self._is_wanted(vm)}
+        # These may have something that the files promise to somebody else by now.
+        strays = [
+            vm
+            for vm in self.vms.values()
+            if vm.running is not None and (vm.name not in wanted or vm.running != vm.vm)
+        ]
         return View(
-            wanted={vm.name: self._want(vm) for vm in self.vms.values() if self._is_wanted(vm)},
-            seen={vm.name: self._see(vm) for vm in self.vms.values()},
+            wanted=wanted,
+            seen={vm.name: self._see(vm, strays) for vm in self.vms.values()},
             host=HostSeen(observe_available_memory(), self.start_slots),
             now=time.monotonic(),
         )
@@ -246,10 +257,7 @@ class Fleet:
                 return True
             over = record.intent in (Intent.STOP, Intent.KILL) or bool(record.halted)
             return not over and record.intent_boot == self.workshop.boot_id
-        if self.snapshot is None or self.snapshot.directory is not DirectoryState.PRESENT:
-            return True
-        entry = self.snapshot.entries.get(vm.file)
-        return entry is not None and entry.last_good is not None and entry.last_good.name == vm.name
+        return self._named is None or vm.name in self._named
 
     def _want(self, vm: ManagedVm) -> Wanted:
         record, boot_id = vm.record, self.workshop.boot_id
@@ -264,15 +272,35 @@ class Fleet:
             failure=record.failure.because if record.failure else "",
         )
 
-    def _see(self, vm: ManagedVm) -> Seen:
+    def _see(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> Seen:
         current = vm.record.budget_boot == self.workshop.boot_id
         return Seen(
             phase=vm.phase,
             phase_since=vm.phase_since,
             dying=vm.order is not None and vm.order.hard,
+            to_be_killed=self._want(vm).intent is Intent.KILL,
             differs=_differences(vm),
             retry_at=vm.record.retry_at if current else None,
+            awaits=self._find_holder(vm, strays) if vm.phase is Phase.DOWN else "",
         )
+
+    def _find_holder(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> str:
+        """Return which VM must end before ``vm`` can have what it asks for, "" if none."""
+        images = self.workshop.places.images
+        for stray in strays:
+            if stray is vm or stray.running is None:
+                continue
+            shared = find_shared(vm.vm, stray.running, lambda path: os.path.realpath(images / path))
+            if shared:
+                return f"VM {stray.name} to end, which still has {shared}"
+        return ""
+
+
+def _names_of(snapshot: Snapshot) -> frozenset[VmName] | None:
+    if snapshot.directory is not DirectoryState.PRESENT:
+        return None
+    versions = (entry.last_good for entry in snapshot.entries.values())
+    return frozenset(vm.name for vm in versions if vm is not None)
 
 
 def _differences(vm: ManagedVm) -> tuple[str, ...]:

@@ -71,6 +71,15 @@ def test_a_kill_overtakes_a_stop_that_is_under_way_once() -> None:
     assert plan(killed, {A: Seen(Phase.STOPPING, dying=True)}, ROOMY, NOW) == ()
 
 
+def test_a_kill_overtakes_the_stop_of_a_removed_file_too() -> None:
+    stopping = Seen(Phase.STOPPING, to_be_killed=True)
+
+    assert plan({}, {A: stopping}, ROOMY, NOW) == (
+        StopVm(A, "the operator asked to kill it", hard=True),
+    )
+    assert plan({}, {A: evolve(stopping, dying=True)}, ROOMY, NOW) == ()
+
+
 def test_a_vm_waits_for_those_it_comes_after() -> None:
     wanted = {A: Wanted(vm(A, after=(B,))), B: Wanted(vm(B))}
 
@@ -173,6 +182,7 @@ seen_worlds = st.dictionaries(
         phase=st.sampled_from(Phase),
         phase_since=st.floats(NOW - 10, NOW),
         dying=st.just(False),
+        to_be_killed=st.booleans(),
         differs=st.sets(st.sampled_from(["memory", "cdroms[0]", "stop.timeout"])).map(tuple),
         retry_at=st.none() | st.floats(NOW - 5, NOW + 5),
         awaits=st.sampled_from(["", "", "a device"]),

@@ -4,7 +4,7 @@ import pytest
 
 from arcsup.spec.identity import derive_mac, derive_uuid
 from arcsup.spec.native import load_vm
-from arcsup.spec.together import Source, check_together
+from arcsup.spec.together import Source, check_together, find_shared
 
 MACHINE = "0123456789abcdef0123456789abcdef"
 
@@ -148,3 +148,26 @@ def test_the_version_that_runs_on_keeps_what_it_has() -> None:
     )
 
     assert [fault[:7] for fault in found] == ["b.yaml:", "c.yaml:"]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "shared"),
+    [
+        ("disks: [{path: x}]", "disks: [{path: /images/x}]", "image x"),
+        ("cdroms: [x]", "cdroms: [x]", ""),
+        (
+            "networks: [{forwards: ['tcp::80:80']}]",
+            "networks: [{forwards: ['tcp:127.0.0.1:80:81']}]",
+            "tcp port 80 of the host",
+        ),
+        (f"uuid: {UUID}", f"uuid: {UUID}", f"uuid {UUID}"),
+    ],
+)
+def test_what_a_running_version_has_is_named_to_who_wants_it(
+    one: str, other: str, shared: str
+) -> None:
+    first, second = (
+        load_vm(text, Path(name), MACHINE) for name, text in (("a.yaml", one), ("b.yaml", other))
+    )
+
+    assert find_shared(first, second, lambda path: str(Path("/images") / path)) == shared

@@ -49,14 +49,16 @@ class Wanted:
 class Seen:
     """One VM's QEMU as it is. Times are on the clock of ``now``.
 
-    ``dying`` says that it is being killed already. ``differs`` lists the keys in which the
-    file's version differs from what runs; ``awaits`` names a device that it waits for;
-    ``retry_at`` is when a crashed VM may be tried again.
+    ``to_be_killed`` says that the operator asked for that, also of a VM whose file is gone, and
+    ``dying`` that it is under way. ``differs`` lists the keys in which the file's version differs
+    from what runs; ``awaits`` names a device or a VM that it waits for; ``retry_at`` is when a
+    crashed VM may be tried again.
     """
 
     phase: Phase = Phase.DOWN
     phase_since: float = 0.0
     dying: bool = False
+    to_be_killed: bool = False
     differs: tuple[str, ...] = ()
     retry_at: float | None = None
     awaits: str = ""
@@ -139,7 +141,9 @@ def _stops(wanted: Mapping[VmName, Wanted], seen: Mapping[VmName, Seen]) -> Iter
         if it.phase is Phase.DOWN:
             continue
         if name not in wanted:
-            if it.phase is not Phase.STOPPING:
+            if it.to_be_killed and not it.dying:
+                yield StopVm(name, "the operator asked to kill it", hard=True)
+            elif it.phase is not Phase.STOPPING:
                 yield StopVm(name, "its file was removed")
         elif wanted[name].intent is Intent.KILL:
             # Also while stopping: kill is what one asks for when a stop takes too long.

@@ -90,6 +90,24 @@ def check_together(
     return faults
 
 
+def find_shared(one: Vm, other: Vm, resolve: Callable[[str], str]) -> str:
+    """Return in words something of ``other``'s that ``one`` cannot have beside it, "" if nothing.
+
+    For two versions of which one still runs although its file is gone or says something else.
+    """
+    held = _Held({}, [], {})
+    held.add(Path(), other, list(_claims(other, resolve)))
+    for claim in _claims(one, resolve):
+        if any(
+            claim.exclusive or theirs.exclusive for _, theirs in held.claims.get(claim.what, ())
+        ):
+            return claim.words
+    for _, port in list_ports(one):
+        if any(overlap(port, theirs) for _, _, theirs in held.ports):
+            return f"{port.protocol} port {port.host_port} of the host"
+    return ""
+
+
 def _claims(vm: Vm, resolve: Callable[[str], str]) -> Iterator[_Claim]:
     yield _Claim(("uuid", str(vm.uuid)), True, "uuid", f"uuid {vm.uuid}")
     for number, network in enumerate(vm.networks):
