@@ -63,6 +63,11 @@ class Process:
         """Its process id."""
         return self.identity.pid
 
+    @property
+    def ended(self) -> bool:
+        """Whether somebody has waited for its end and seen it."""
+        return self._end is not None
+
     @classmethod
     def find(cls, identity: ProcessId, *, boot_id: str) -> Self | None:
         """Take hold of a process that was started earlier; None when it is no longer there."""

@@ -80,15 +80,21 @@ async def stop_qemu(
     order = _Order(process, monitor, agent_socket)
     for rung, act, deadline in _ladder(hard=hard, guest_time=guest_time):
         started = trio.current_time()
-        with trio.move_on_after(deadline) as patience:
-            # A rung that cannot be stepped on is not waited for.
-            if not await act(order):
-                continue
-            async with alongside(_press_again, order, rung):
-                await process.wait()
-        took(RungTaken(rung, trio.current_time() - started, enough=not patience.cancelled_caught))
-        if not patience.cancelled_caught:
+        stepped = False
+        try:
+            with trio.move_on_after(deadline):
+                # A rung that cannot be stepped on is not waited for.
+                if stepped := await act(order):
+                    async with alongside(_press_again, order, rung):
+                        await process.wait()
+        finally:
+            # Who else waits for the same end may cancel us for it, and we still have to tell.
+            if process.ended:
+                took(RungTaken(rung, trio.current_time() - started, enough=True))
+        if process.ended:
             return
+        if stepped:
+            took(RungTaken(rung, trio.current_time() - started, enough=False))
     raise trio.TooSlowError
 
 
