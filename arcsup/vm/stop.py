@@ -80,11 +80,12 @@ async def stop_qemu(
     order = _Order(process, monitor, agent_socket)
     for rung, act, deadline in _ladder(hard=hard, guest_time=guest_time):
         started = trio.current_time()
-        stepped = False
+        stepped = True
         try:
             with trio.move_on_after(deadline):
                 # A rung that cannot be stepped on is not waited for.
-                if stepped := await act(order):
+                stepped = await act(order)
+                if stepped:
                     async with alongside(_press_again, order, rung):
                         await process.wait()
         finally:
