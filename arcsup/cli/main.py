@@ -45,6 +45,7 @@ VERBS: dict[str, dict[str, str]] = {
     },
     "The host": {
         "doctor": "arcsup.cli.doctor:doctor",
+        "setup": "arcsup.cli.setup:setup",
     },
     "The program": {
         "daemon": "arcsup.cli.daemon:daemon",

@@ -32,18 +32,21 @@ class ModuleState(StrEnum):
 
 def find_module(host: Host, name: str) -> ModuleState:
     """Return where a module is; ``name`` is written with underscores."""
-    if (host.sysfs / "module" / name).exists():
+    if (host.sysfs / "module" / name).exists() or _is_listed(host, name, "modules.builtin"):
         return ModuleState.LOADED
+    return ModuleState.LOADABLE if is_loadable(host, name) else ModuleState.MISSING
+
+
+def is_loadable(host: Host, name: str) -> bool:
+    """Tell whether the kernel has this as a module of its own, loaded or not."""
+    return _is_listed(host, name, "modules.dep")
+
+
+def _is_listed(host: Host, name: str, index: str) -> bool:
     # modules.dep and modules.builtin (modprobe(8)) list files, some of them compressed.
-    for index, state in (
-        ("modules.builtin", ModuleState.LOADED),
-        ("modules.dep", ModuleState.LOADABLE),
-    ):
-        for line in host.read(f"/lib/modules/{host.release}/{index}").splitlines():
-            file = line.partition(":")[0].rpartition("/")[2]
-            if file.partition(".")[0].replace("-", "_") == name:
-                return state
-    return ModuleState.MISSING
+    lines = host.read(f"/lib/modules/{host.release}/{index}").splitlines()
+    files = (line.partition(":")[0].rpartition("/")[2] for line in lines)
+    return name in {file.partition(".")[0].replace("-", "_") for file in files}
 
 
 def check_iommu(host: Host) -> Iterator[Finding]:

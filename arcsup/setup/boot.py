@@ -1,0 +1,139 @@
+"""The kernel's command line, through what the boot loader has for additions.
+
+Sources: Debian's grub-mkconfig (it reads /etc/default/grub.d/*.cfg, upstream's does not),
+kernel-install(8), proxmox-boot-tool(8).
+"""
+
+from pathlib import Path
+
+from attrs import frozen
+
+from arcsup.setup.actions import Action, CreateDirectory, CreateFile, ReplaceFile, RunCommand
+from arcsup.setup.host import Host, read_text
+
+GRUB_DROP_IN = "/etc/default/grub.d/arcsup.cfg"
+CMDLINE = "/etc/kernel/cmdline"
+
+ENTRY_FOLDERS = ("boot/loader/entries", "boot/efi/loader/entries", "efi/loader/entries")
+"""Where the entries of the Boot Loader Specification are, by where the partition is mounted."""
+
+BY_HAND = {
+    "kernelstub": "kernelstub --add-options '{}'",
+    "grubby": "grubby --update-kernel=ALL --args='{}'",
+}
+"""Programs that change every entry of their boot loader: exact to type, not exact to take back."""
+
+REBOOT = "the kernel's command line has changed: reboot, then run `arcsup doctor`"
+
+
+@frozen
+class BootPlan:
+    """What is to be done, and what to tell the user."""
+
+    actions: tuple[Action, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+def plan_parameters(host: Host, parameters: tuple[str, ...]) -> BootPlan:
+    """Return how ``parameters`` get onto the kernel's command line."""
+    if not parameters:
+        return BootPlan()
+    words = " ".join(parameters)
+    for program, command in BY_HAND.items():
+        if host.find_program(program) is not None:
+            return BootPlan(notes=(f"as root, run: {command.format(words)}; then reboot",))
+    if _has_grub_drop_ins(host):
+        return _plan_grub(host, words)
+    if host.path(CMDLINE).exists() or _has_entries(host):
+        return _plan_cmdline(host, parameters)
+    return BootPlan(notes=(f"add to the kernel's command line and reboot: {words}",))
+
+
+def _has_grub_drop_ins(host: Host) -> bool:
+    program = host.find_program("grub-mkconfig")
+    made = host.path("/boot/grub/grub.cfg").exists()
+    return made and program is not None and "default/grub.d" in read_text(program)
+
+
+def _plan_grub(host: Host, words: str) -> BootPlan:
+    drop_in = host.path(GRUB_DROP_IN)
+    content = (
+        "# Made by `arcsup setup`, taken back by `arcsup setup --undo`.\n"
+        f'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {words}"\n'
+    )
+    if drop_in.exists():
+        return BootPlan(notes=(REBOOT,))
+    if host.find_program("update-grub") is not None:
+        update: tuple[str, ...] = ("update-grub",)
+    else:
+        update = ("grub-mkconfig", "-o", "/boot/grub/grub.cfg")
+    folder = () if drop_in.parent.is_dir() else (CreateDirectory(str(drop_in.parent)),)
+    # Before the file too: taking back goes in the other order, and ends with this.
+    return BootPlan(
+        (
+            RunCommand(undo=update),
+            *folder,
+            CreateFile(str(drop_in), content),
+            RunCommand(apply=update),
+        ),
+        (REBOOT,),
+    )
+
+
+def _has_entries(host: Host) -> bool:
+    return any(
+        any(host.path(folder).glob("*.conf"))
+        for folder in ENTRY_FOLDERS
+        if host.path(folder).is_dir()
+    )
+
+
+def _plan_cmdline(host: Host, parameters: tuple[str, ...]) -> BootPlan:
+    file = host.path(CMDLINE)
+    before = read_text(file)
+    base = before or " ".join(
+        # What the boot loader adds by itself; kernel-install(8) leaves these out as well.
+        word
+        for word in host.command_line
+        if not word.startswith(("BOOT_IMAGE=", "initrd="))
+    )
+    missing = [word for word in parameters if word not in base.split()]
+    if before and not missing:
+        return BootPlan(notes=(REBOOT,))
+    after = " ".join([*base.split(), *missing]) + "\n"
+    refresh = _find_refresh(host)
+    if not refresh:
+        return BootPlan(notes=(f"in {CMDLINE}, make the line read {after.strip()}; then reboot",))
+    edit: tuple[Action, ...] = (ReplaceFile(str(file), before, after),)
+    if not file.exists():
+        folder = () if file.parent.is_dir() else (CreateDirectory(str(file.parent)),)
+        edit = (*folder, CreateFile(str(file), after))
+    return BootPlan(
+        (
+            *(RunCommand(undo=command) for command in refresh),
+            *edit,
+            *(RunCommand(apply=command) for command in refresh),
+        ),
+        (REBOOT,),
+    )
+
+
+def _find_refresh(host: Host) -> tuple[tuple[str, ...], ...]:
+    """Return the commands that write the entries of all kernels anew."""
+    if host.read("/etc/kernel/proxmox-boot-uuids").strip() and host.find_program(
+        "proxmox-boot-tool"
+    ):
+        return (("proxmox-boot-tool", "refresh"),)
+    if host.find_program("kernel-install") is None:
+        return ()
+    modules = host.path("/lib/modules")
+    releases = sorted(folder.name for folder in modules.iterdir()) if modules.is_dir() else []
+    images = ((release, _find_image(host, release)) for release in releases)
+    return tuple(
+        ("kernel-install", "add", release, str(image)) for release, image in images if image
+    )
+
+
+def _find_image(host: Host, release: str) -> Path | None:
+    candidates = (Path(f"/lib/modules/{release}/vmlinuz"), Path(f"/boot/vmlinuz-{release}"))
+    return next((path for path in candidates if host.path(path).is_file()), None)

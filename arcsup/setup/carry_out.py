@@ -1,0 +1,201 @@
+"""Doing what was planned, and taking it back: one action at a time, journalled before it is done.
+
+Each action can be done again after a crash in its middle, and so can taking it back.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from attrs import evolve, frozen
+
+from arcsup.errors import NotPermitted, Terminal
+from arcsup.setup.actions import (
+    Action,
+    CreateDirectory,
+    CreateFile,
+    CreateGroup,
+    InstallPackages,
+    ReplaceFile,
+    RunCommand,
+    SecureDirectory,
+    does_now,
+)
+from arcsup.setup.commands import run_command
+from arcsup.setup.groups import find_group
+from arcsup.setup.host import Host, read_text
+from arcsup.setup.journal import Entry, Journal, write_durably
+from arcsup.setup.packages import install_packages, remove_packages
+
+T = TypeVar("T")
+"""What doing or taking back tells."""
+
+Tell = Callable[[str], None]
+"""Told of each thing as it begins."""
+
+
+@frozen
+class Kept:
+    """What was not taken back, and why."""
+
+    action: Action
+    why: str
+
+
+def journal_of(host: Host) -> Journal:
+    """Return the host's journal of setup. Raises Terminal when it cannot be read."""
+    return Journal.load(host.places.state / "setup.json")
+
+
+def apply_all(host: Host, journal: Journal, actions: Iterable[Action], tell: Tell) -> None:
+    """Do what is planned, in order. Raises ArcsupError at the first that fails."""
+    for action in actions:
+        if does_now(action):
+            tell(str(action))
+        journal.begin(action)
+        done = _guarded(_do, host, journal.entries[-1])
+        journal.replace_last(done)
+
+
+def finish(host: Host, journal: Journal, tell: Tell) -> None:
+    """Do again what an earlier run began and did not end. Raises ArcsupError."""
+    for index, entry in enumerate(journal.entries):
+        if not entry.done:
+            tell(f"{entry.action} (again)")
+            journal.entries[index] = _guarded(_do, host, entry)
+            journal.save()
+
+
+def undo_all(host: Host, journal: Journal, tell: Tell) -> Iterator[Kept]:
+    """Take back everything, last first; yields what others have changed or use since.
+
+    Raises ArcsupError at the first that fails; the rest stays in the journal.
+    """
+    while journal.entries:
+        entry = journal.entries[-1]
+        if words := _tell_undo(entry.action):
+            tell(words)
+        if isinstance(entry.action, CreateDirectory) and journal.file.is_relative_to(
+            entry.action.path
+        ):
+            # Its own folder goes now, which is empty only without it.
+            journal.file.unlink(missing_ok=True)
+        why = _guarded(_undo, host, entry)
+        journal.forget_last()
+        if why:
+            yield Kept(entry.action, why)
+
+
+def _tell_undo(action: Action) -> str:
+    if isinstance(action, RunCommand):
+        return f"run {' '.join(action.undo)}" if action.undo else ""
+    return f"undo: {action}"
+
+
+def _guarded(act: Callable[[Host, Entry], T], host: Host, entry: Entry) -> T:
+    try:
+        return act(host, entry)
+    except PermissionError as error:
+        raise NotPermitted(
+            f"{error.filename}: {error.strerror}", "run it as root: sudo arcsup setup"
+        ) from error
+    except OSError as error:
+        raise Terminal(
+            f"{error.filename}: {error.strerror}", f"it was to {entry.action}"
+        ) from error
+
+
+def _do(host: Host, entry: Entry) -> Entry:
+    packages: tuple[str, ...] = ()
+    match entry.action:
+        case CreateDirectory(path=path, mode=mode):
+            Path(path).mkdir(exist_ok=True)
+            # Not by mkdir: the umask would have its say.
+            Path(path).chmod(mode)
+        case SecureDirectory(path=path, uid=uid, mode=mode):
+            os.chown(path, uid, -1)
+            Path(path).chmod(mode)
+        case CreateFile(path=path, content=content, mode=mode):
+            if not os.path.lexists(path):
+                write_durably(Path(path), content, mode)
+        case ReplaceFile(path=path, before=before, after=after):
+            if not _replace(Path(path), before, after):
+                raise Terminal(f"{path} was changed meanwhile", "run `arcsup setup` again")
+        case InstallPackages() as action:
+            packages = install_packages(host, action)
+        case CreateGroup(name=name):
+            if find_group(host, name) is None:
+                run_command(host, ("groupadd", "--system", name))
+        case RunCommand(apply=argv):
+            if argv:
+                run_command(host, argv)
+    return evolve(entry, done=True, packages=packages)
+
+
+def _undo(host: Host, entry: Entry) -> str:
+    """Take one action back; return why it was left, "" when it is gone."""
+    match entry.action:
+        case CreateDirectory(path=path):
+            return _remove_directory(Path(path))
+        case SecureDirectory() as action:
+            return _restore_directory(action)
+        case CreateFile(path=path, content=content):
+            return _remove_file(Path(path), content)
+        case ReplaceFile(path=path, before=before, after=after):
+            return "" if _replace(Path(path), after, before) else "it was changed since"
+        case InstallPackages() as action:
+            # Of a run that did not end, only what was asked for is known to be its doing.
+            names = entry.packages if entry.done else action.packages
+            remove_packages(host, action, names)
+        case CreateGroup(name=name):
+            group = find_group(host, name)
+            if group is not None and group.members:
+                return f"it has members: {', '.join(group.members)}"
+            if group is not None:
+                run_command(host, ("groupdel", name))
+        case RunCommand(undo=argv):
+            if argv:
+                run_command(host, argv)
+    return ""
+
+
+def _replace(file: Path, before: str, after: str) -> bool:
+    """Write ``after`` where ``before`` is; tell whether it is there now."""
+    # Another file in place of a symlink would leave the one that it points to behind.
+    file = file.resolve()
+    found = read_text(file)
+    if found == before:
+        write_durably(file, after, stat.S_IMODE(file.stat().st_mode))
+    return found in {before, after}
+
+
+def _remove_file(file: Path, content: str) -> str:
+    if not file.exists():
+        return ""
+    if read_text(file) != content:
+        return "it was changed since"
+    file.unlink()
+    return ""
+
+
+def _remove_directory(folder: Path) -> str:
+    if not folder.exists():
+        return ""
+    if any(folder.iterdir()):
+        return "it is not empty"
+    folder.rmdir()
+    return ""
+
+
+def _restore_directory(action: SecureDirectory) -> str:
+    folder = Path(action.path)
+    if not folder.exists():
+        return ""
+    status = folder.stat()
+    if (status.st_uid, stat.S_IMODE(status.st_mode)) != (action.uid, action.mode):
+        return "its owner or mode was changed since"
+    folder.chmod(action.mode_before)
+    os.chown(folder, action.uid_before, -1)
+    return ""

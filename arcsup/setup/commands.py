@@ -1,0 +1,49 @@
+"""Programs of the host that setup runs: of this one, or in a tree with chroot(1)."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from arcsup.errors import Terminal
+from arcsup.setup.host import Host
+
+
+def run_command(host: Host, argv: Sequence[str], hint: str = "") -> None:
+    """Run a program to its end; what it says goes to stderr. Raises Terminal when it fails."""
+    command = _in_root(host, argv)
+    # Whoever reads our JSON must not read apt's words.
+    done = _run(command, stdout=sys.stderr.fileno())
+    if done.returncode != 0:
+        raise Terminal(
+            f"{' '.join(argv)} ended with {done.returncode}",
+            hint or "its own words are above; `arcsup setup --apply` goes on from here",
+        )
+
+
+def ask_command(host: Host, argv: Sequence[str]) -> str | None:
+    """Return what a program that only looks writes, None when it says no."""
+    done = _run(_in_root(host, argv), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return done.stdout.decode(errors="replace") if done.returncode == 0 else None
+
+
+def _in_root(host: Host, argv: Sequence[str]) -> list[str]:
+    return [*argv] if host.is_this else ["chroot", str(host.root), *argv]
+
+
+def _run(
+    argv: Sequence[str], *, stdout: int, stderr: int | None = None
+) -> subprocess.CompletedProcess[bytes]:
+    # The words of package managers are read, so they must be the untranslated ones.
+    environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
+    try:
+        return subprocess.run(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=stdout,
+            stderr=stderr,
+            env=environment,
+            check=False,
+        )
+    except OSError as error:
+        raise Terminal(f"{argv[0]} cannot be run: {error.strerror}") from error

@@ -1,0 +1,22 @@
+"""Groups of the host, read from its own file: getgrnam(3) would ask about this host's."""
+
+from attrs import frozen
+
+from arcsup.setup.host import Host
+
+
+@frozen
+class Group:
+    """A group and the users that were put into it."""
+
+    name: str
+    members: tuple[str, ...]
+
+
+def find_group(host: Host, name: str) -> Group | None:
+    """Return a group, None when there is none. Source: group(5)."""
+    for line in host.read("/etc/group").splitlines():
+        words = line.split(":")
+        if len(words) == 4 and words[0] == name:
+            return Group(name, tuple(member for member in words[3].split(",") if member))
+    return None

@@ -1,0 +1,199 @@
+"""What a host lacks to run VMs, as actions: only what is missing, nothing when all is there."""
+
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from attrs import frozen
+
+from arcsup.setup.actions import (
+    Action,
+    CreateDirectory,
+    CreateFile,
+    CreateGroup,
+    RunCommand,
+    SecureDirectory,
+)
+from arcsup.setup.boot import plan_parameters
+from arcsup.setup.checks.kernel import WANTED_MODULES, is_loadable
+from arcsup.setup.groups import find_group
+from arcsup.setup.host import Host, read_text
+from arcsup.setup.iommu import find_parameters
+from arcsup.setup.packages import find_manager, plan_packages
+from arcsup.setup.resources import read_resource
+from arcsup.spec.config import load_config
+
+GROUP = "arcsup"
+"""Its members may use the control socket."""
+
+MODULES_FILE = "/etc/modules-load.d/arcsup.conf"
+MODULES_FOLDERS = ("/etc/modules-load.d", "/run/modules-load.d", "/usr/lib/modules-load.d")
+
+SYSTEM_UNITS = ("/etc", "/usr/local/lib", "/usr/lib", "/lib")
+USER_UNITS = ("/etc", "/usr/local/lib", "/usr/local/share", "/usr/lib", "/usr/share")
+"""Where systemd looks for units (systemd.unit(5)); each is followed by systemd/system or user."""
+
+OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+
+@frozen
+class SetupPlan:
+    """What is to be done, in order, and what only the user can do."""
+
+    actions: tuple[Action, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def __add__(self, other: "SetupPlan") -> "SetupPlan":
+        return SetupPlan(self.actions + other.actions, self.notes + other.notes)
+
+
+def plan_setup(host: Host, program: Path) -> SetupPlan:
+    """Return what this host lacks; ``program`` is the arcsup that the unit is to start.
+
+    A user's session gets what a user may do; the rest is told. Raises SpecError for a faulty
+    configuration.
+    """
+    # The state directory comes first: the journal lives there.
+    plan = _plan_directories(host)
+    if host.places.system:
+        plan += _plan_packages(host) + _plan_config(host) + _plan_modules(host) + _plan_boot(host)
+    else:
+        plan += _tell_packages(host) + _plan_config(host)
+    return plan + _plan_service(host, program)
+
+
+def _plan_directories(host: Host) -> SetupPlan:
+    """The runtime directory is not among them: it goes with every reboot, the daemon makes it."""
+    places = host.places
+    actions: list[CreateDirectory | SecureDirectory] = []
+    wanted = {places.state: 0o750, places.images: 0o750, places.vms: 0o755, places.log: 0o750}
+    for folder, mode in wanted.items():
+        if not folder.is_dir():
+            planned = {action.path for action in actions}
+            actions.extend(
+                action for action in _create_directories(folder, mode) if action.path not in planned
+            )
+            continue
+        status = folder.stat()
+        before = stat.S_IMODE(status.st_mode)
+        if status.st_uid != host.uid or before & OTHERS_WRITE:
+            after = before & ~OTHERS_WRITE
+            actions.append(SecureDirectory(str(folder), host.uid, after, status.st_uid, before))
+    return SetupPlan(tuple(actions))
+
+
+def _create_directories(folder: Path, mode: int) -> Iterator[CreateDirectory]:
+    """Yield the making of a directory and of those above it that are missing, topmost first."""
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    for parent in reversed(missing):
+        yield CreateDirectory(str(parent))
+    yield CreateDirectory(str(folder), mode)
+
+
+def _plan_packages(host: Host) -> SetupPlan:
+    manager = find_manager(host)
+    if manager is None:
+        return SetupPlan(notes=("install QEMU, OVMF, swtpm and virtiofsd by hand",))
+    action = plan_packages(host, manager)
+    return SetupPlan() if action is None else SetupPlan((action,))
+
+
+def _tell_packages(host: Host) -> SetupPlan:
+    """Tell a user who may not install anything what root should."""
+    manager = find_manager(host)
+    action = None if manager is None else plan_packages(host, manager)
+    if manager is None or action is None or not action.packages:
+        return SetupPlan()
+    return SetupPlan(notes=(f"as root, run: {' '.join((*manager.install, *action.packages))}",))
+
+
+def _plan_config(host: Host) -> SetupPlan:
+    """Plan the configuration, and the group that it names for the control socket."""
+    file = host.places.config
+    if file.exists():
+        group = load_config(file).group
+        missing = group is not None and host.places.system and find_group(host, group) is None
+        return SetupPlan((CreateGroup(group),)) if group and missing else SetupPlan()
+    text = read_resource("config/arcsup.yaml")
+    actions: list[Action] = []
+    if host.places.system and (
+        find_group(host, GROUP) is not None or host.find_program("groupadd") is not None
+    ):
+        if find_group(host, GROUP) is None:
+            actions.append(CreateGroup(GROUP))
+        text = text.replace(f"#group: {GROUP}", f"group: {GROUP}")
+    # The VM directory may be elsewhere, and this one not there yet.
+    if not file.parent.is_dir() and not host.places.vms.is_relative_to(file.parent):
+        actions.extend(_create_directories(file.parent, 0o755))
+    notes = (f"put yourself into group {GROUP} to do without sudo: usermod -aG {GROUP} USER",)
+    made = any(isinstance(action, CreateGroup) for action in actions)
+    return SetupPlan((*actions, CreateFile(str(file), text)), notes if made else ())
+
+
+def _plan_modules(host: Host) -> SetupPlan:
+    file = host.path(MODULES_FILE)
+    others = {
+        line.strip().replace("-", "_")
+        for folder in host.paths([Path(folder) for folder in MODULES_FOLDERS])
+        if folder.is_dir()
+        for other in sorted(folder.glob("*.conf"))
+        for line in read_text(other).splitlines()
+    }
+    wanted = [name for name in WANTED_MODULES if is_loadable(host, name) and name not in others]
+    if not wanted or file.exists():
+        return SetupPlan()
+    content = "# Made by `arcsup setup`: what gives devices to VMs.\n" + "\n".join(wanted) + "\n"
+    folder = () if file.parent.is_dir() else tuple(_create_directories(file.parent, 0o755))
+    notes = (f"modules are loaded at the next boot; now: modprobe -a {' '.join(wanted)}",)
+    return SetupPlan((*folder, CreateFile(str(file), content)), notes)
+
+
+def _plan_boot(host: Host) -> SetupPlan:
+    plan = plan_parameters(host, find_parameters(host))
+    return SetupPlan(plan.actions, plan.notes)
+
+
+def _plan_service(host: Host, program: Path) -> SetupPlan:
+    """Plan the unit where systemd is, and its start where systemd runs."""
+    if host.find_program("systemctl") is None:
+        return SetupPlan(notes=("there is no systemd: start `arcsup daemon` at boot yourself",))
+    if host.places.system:
+        manager: tuple[str, ...] = ("systemctl",)
+        own = host.path("/etc/systemd/system")
+        folders = [host.path(f"{folder}/systemd/system") for folder in SYSTEM_UNITS]
+        wants = own / "multi-user.target.wants"
+        name, runs = "arcsup.service", host.path("/run/systemd/system").is_dir()
+    else:
+        manager = ("systemctl", "--user")
+        own = host.places.config.parent.parent / "systemd/user"
+        folders = [own, *(host.path(f"{folder}/systemd/user") for folder in USER_UNITS)]
+        wants = own / "default.target.wants"
+        name, runs = "user/arcsup.service", (host.places.run.parent / "systemd").is_dir()
+    actions: list[Action] = []
+    if not any((folder / "arcsup.service").exists() for folder in folders):
+        actions.extend(_plan_unit(own, name, program, manager if runs else ()))
+    if (wants / "arcsup.service").is_symlink():
+        return SetupPlan(tuple(actions))
+    if not runs:
+        note = f"systemd does not run here; later: {' '.join(manager)} enable --now arcsup"
+        return SetupPlan(tuple(actions), (note,))
+    enable = RunCommand(
+        (*manager, "enable", "--now", "arcsup.service"),
+        (*manager, "disable", "--now", "arcsup.service"),
+    )
+    return SetupPlan((*actions, enable))
+
+
+def _plan_unit(
+    folder: Path, name: str, program: Path, manager: tuple[str, ...]
+) -> Iterator[Action]:
+    """Yield what installs a unit; ``manager`` is to be told of it, unless empty."""
+    reload = (*manager, "daemon-reload") if manager else ()
+    text = read_resource(f"contrib/systemd/{name}").replace("/usr/bin/arcsup", str(program))
+    if reload:
+        yield RunCommand(undo=reload)
+    if not folder.is_dir():
+        yield from _create_directories(folder, 0o755)
+    yield CreateFile(str(folder / "arcsup.service"), text)
+    if reload:
+        yield RunCommand(apply=reload)
