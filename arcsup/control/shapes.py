@@ -4,7 +4,7 @@ Only typing is imported here, so that client verbs start fast. control/views.py 
 values, control/openapi.py describes them.
 """
 
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 
 class SliceJson(TypedDict):
@@ -155,3 +155,113 @@ class DoneJson(TypedDict):
     """Nothing to tell but that it is done."""
 
     done: bool
+
+
+class GpuTypeJson(TypedDict):
+    """A type that a card offers; ``available`` null: not known, ``max`` null: not told."""
+
+    id: str
+    name: str
+    vramMiB: int | None
+    available: int | None
+    max: int | None
+    deviceApi: str
+    parent: str
+    backend: NotRequired[str]
+
+
+class GpuSliceJson(TypedDict):
+    """What is cut from a card; ``owner`` is who else made it, ``holders`` the pids that use it."""
+
+    kind: str
+    id: str
+    type: str | None
+    vm: str | None
+    ours: bool
+    backend: NotRequired[str]
+    parent: NotRequired[str]
+    path: NotRequired[str]
+    owner: NotRequired[str]
+    holders: NotRequired[list[int]]
+    iommuGroup: NotRequired[int | None]
+    vramMiB: NotRequired[int | None]
+
+
+class FunctionJson(TypedDict):
+    """A PCI function beside the card's own; ``blockers`` keep its group from being handed out."""
+
+    address: str
+    driver: str | None
+    iommuGroup: int | None
+    path: str
+    blockers: list[str]
+
+
+class GroupJson(TypedDict):
+    """An IOMMU group: handed out as a whole or not at all."""
+
+    number: int
+    members: list[str]
+    viable: bool
+    blockers: list[str]
+
+
+class VfsJson(TypedDict):
+    """A card's virtual functions: how many it can have, and those that are there."""
+
+    total: int
+    enabled: int
+    functions: NotRequired[list[FunctionJson]]
+
+
+GpuJson = TypedDict(
+    "GpuJson",
+    {
+        "address": str,
+        "vendor": str,
+        "device": str,
+        "subsystem": str,
+        "name": str,
+        "class": str,
+        "driver": str | None,
+        "numaNode": int | None,
+        "iommuGroup": int | None,
+        "backends": list[str],
+        "vfs": VfsJson,
+        "types": list[GpuTypeJson],
+        "slices": list[GpuSliceJson],
+        "usable": bool,
+        "why": str,
+        "path": NotRequired[str],
+        "subsystemName": NotRequired[str],
+        "localCpus": NotRequired[str],
+        "group": NotRequired[GroupJson | None],
+        "companions": NotRequired[list[FunctionJson]],
+        "resetMethods": NotRequired[list[str]],
+        "bootVga": NotRequired[bool],
+        "inUseByHost": NotRequired[str],
+        "rule": NotRequired[str],
+        "offers": NotRequired[list[GpuTypeJson]],
+    },
+)
+"""One card. ``types`` has each type once; ``offers`` each parent's, where that says more."""
+
+
+class NumaNodeJson(TypedDict):
+    """A NUMA node; ``cpus`` as the kernel writes them: 0-3,8."""
+
+    id: int
+    cpus: str
+    memoryMiB: int
+
+
+class InventoryJson(TypedDict):
+    """All that planning for a host needs to know of it; ``faults`` is what could not be read."""
+
+    version: int
+    host: str
+    gpus: list[GpuJson]
+    iommu: bool
+    numa: list[NumaNodeJson]
+    kernel: NotRequired[str]
+    faults: NotRequired[list[str]]
