@@ -27,16 +27,13 @@ def main() -> int:
 
     output = Path(os.environ["ARCSUP_LAB"])
     arguments = (output / "arguments").read_text().split("\0")[:-1]
-    status = pytest.main(
-        [
-            "tests/lab",
-            *("-p", "pytest_trio.plugin", "-p", "no:cacheprovider"),
-            f"--junit-xml={output}/junit.xml",
-            *arguments,
-        ]
-    )
-    (output / "finished").touch()
-    return int(status)
+    options = ["-p", "pytest_trio.plugin", "-p", "no:cacheprovider"]
+    try:
+        return int(
+            pytest.main(["tests/lab", *options, f"--junit-xml={output}/junit.xml", *arguments])
+        )
+    finally:
+        (output / "finished").touch()
 
 
 if __name__ == "__main__":

@@ -158,6 +158,25 @@ class Uevents:
         return events
 
 
+@contextlib.contextmanager
+def trace_functions(*names: str) -> Iterator[list[str]]:
+    """Fill a list with the kernel functions, of those named, that this process has called."""
+    tracing = Path("/sys/kernel/tracing")
+    called: list[str] = []
+    for name in names:
+        write(tracing / "set_ftrace_filter", f"{name}\n")
+    write(tracing / "set_ftrace_pid", str(os.getpid()))
+    write(tracing / "current_tracer", "function")
+    try:
+        yield called
+        lines = (tracing / "trace").read_text().splitlines()
+        called += [line.split(": ")[1].split(" <-")[0] for line in lines if " <-" in line]
+    finally:
+        write(tracing / "current_tracer", "nop")
+        (tracing / "set_ftrace_pid").write_text("")
+        (tracing / "set_ftrace_filter").write_text("")
+
+
 def vfio_group(device: Path) -> Path:
     """The VFIO group node of a mediated device or PCI function."""
     return Path("/dev/vfio") / (device / "iommu_group").readlink().name

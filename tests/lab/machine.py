@@ -87,7 +87,8 @@ def share_options(identity: str, path: Path) -> list[str]:
 def has_igb(system: System) -> bool:
     """Whether this QEMU (8.0 or later) has a network card with SR-IOV."""
     command = [str(system.qemu), "-device", "igb,help"]
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    answer = subprocess.run(command, capture_output=True, text=True, check=False).stdout
+    return "igb options" in answer
 
 
 def machine_options(system: System, kvm: bool) -> list[str]:

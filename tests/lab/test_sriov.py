@@ -2,6 +2,7 @@
 
 import errno
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -123,3 +124,31 @@ def test_taking_a_function_from_vfio_pci_blocks_while_it_is_open(cards: list[Pat
         assert is_blocked(unbinding)
     assert unbinding.wait(20) == 0
     unbind(card)
+
+
+@pytest.fixture
+def igb() -> Iterator[Path]:
+    """A network card with SR-IOV (outer QEMU 8.0 or later), without VFs before and after."""
+    functions = [path for path in PCI.iterdir() if driver_of(path) == "igb"]
+    if not functions:
+        pytest.skip("the outer QEMU has no igb; use make lab SUITE=trixie")
+    yield functions[0]
+    write(functions[0] / "sriov_numvfs", "0")
+
+
+def test_vfs_of_igb_are_far_from_their_pf(igb: Path) -> None:
+    assert read(igb / "sriov_totalvfs") == "7"
+    assert (read(igb / "sriov_offset"), read(igb / "sriov_stride")) == ("128", "2")
+    vfs = enable(igb, 3, "vfio-pci")
+    assert [vf.name[-4:] for vf in vfs] == ["10.0", "10.2", "10.4"]
+    with open_device(vfs[0]):
+        pass
+
+
+def test_igb_takes_its_vfs_away_when_it_goes(igb: Path) -> None:
+    enable(igb, 2)
+    write(igb / "driver/unbind", igb.name)
+    try:
+        assert list(igb.glob("virtfn*")) == []
+    finally:
+        write(Path("/sys/bus/pci/drivers_probe"), igb.name)
