@@ -91,3 +91,9 @@ class Terminal(ArcsupError):
     """Trying again is useless until a file, a device or the host changes."""
 
     code = "terminal"
+
+
+class Stuck(Transient):
+    """The kernel has not answered within the deadline; it may still do what was asked of it."""
+
+    code = "stuck"

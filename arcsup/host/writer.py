@@ -1,0 +1,190 @@
+"""Writing to the device tree in a process of its own, because the kernel may never answer.
+
+A write to an mdev's ``remove``, to ``sriov_numvfs`` or to a driver's ``unbind`` sleeps where no
+signal reaches it for as long as somebody has the device open (drivers/vfio/vfio_main.c,
+drivers/pci/iov.c). In the daemon it would hold up everything, and even its end. So a helper
+writes; when it does not come back in time it is left to the kernel and reaped whenever it ends.
+"""
+
+import errno
+import os
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+
+import trio
+from attrs import frozen
+
+from arcsup.errors import ArcsupError, Stuck, Terminal, Transient
+
+_ERRNO_BASE = 100
+"""What a helper adds to an errno for its exit code: Python itself ends with 1 or 2."""
+
+# A helper that outlives the daemon's death writes nothing: the next daemon has its own view.
+_ACCESS = f"""
+import os, sys
+daemon, path, *texts = sys.argv[1:]
+try:
+    if os.getppid() == int(daemon):
+        file = os.open(path, (os.O_WRONLY | os.O_TRUNC) if texts else os.O_RDONLY)
+        for text in texts:
+            os.write(file, text.encode())
+        if not texts:
+            os.write(1, os.read(file, 65536))
+except OSError as error:
+    os._exit({_ERRNO_BASE} + error.errno)
+"""
+
+_OUTPUT_LIMIT = 1 << 16
+_PAUSE = 0.02
+"""Seconds between two looks for what no event tells of."""
+
+
+@frozen
+class HelperEnd:
+    """How a helper ended (negative: by that signal) and what it said on both its outputs."""
+
+    code: int
+    output: str
+
+
+@frozen
+class Word:
+    """What an errno means at one file: which error it is, why, and what to do."""
+
+    error: type[ArcsupError]
+    because: str
+    hint: str = ""
+
+
+_EVERYWHERE: Mapping[int, Word] = {
+    errno.EACCES: Word(Terminal, "only root may do that", "run arcsup's daemon as root"),
+    errno.EROFS: Word(
+        Terminal,
+        "the device tree is mounted read-only here",
+        "in a systemd unit set ProtectKernelTunables=no; in a container mount /sys writable",
+    ),
+}
+
+
+async def write_sysfs(path: str, text: str, *, seconds: float) -> None:
+    """Write ``text`` to an attribute in one system call.
+
+    Raises OSError with the kernel's errno, or Stuck when there is no answer within ``seconds``.
+    """
+    await _access(path, text, seconds=seconds)
+
+
+async def read_sysfs(path: str, *, seconds: float) -> str:
+    """Return an attribute without white space around it, for those whose read takes a lock.
+
+    Reading ``driver_override`` waits for the device's lock, which a stuck unbind holds
+    (drivers/pci/pci-sysfs.c). Raises OSError or Stuck.
+    """
+    return (await _access(path, seconds=seconds)).strip()
+
+
+async def _access(path: str, *texts: str, seconds: float) -> str:
+    program = [sys.executable, "-I", "-S", "-c", _ACCESS, str(os.getpid())]
+    end = await run_helper([*program, path, *texts], seconds=seconds, what=path)
+    if end.code > _ERRNO_BASE:
+        number = end.code - _ERRNO_BASE
+        raise OSError(number, os.strerror(number), path)
+    if end.code:
+        raise Transient(f"{path}: the helper ended with {end.code}: {end.output.strip()[-200:]}")
+    return end.output
+
+
+async def run_helper(argv: Sequence[str], *, seconds: float, what: str) -> HelperEnd:
+    """Run a program to its end, or raise Stuck; ``what`` it works on is named in that.
+
+    It is killed when time is up or the caller is cancelled, which ends all but what sleeps in the
+    kernel. Raises Transient when it cannot be started.
+    """
+    # A file in memory, not a pipe: nobody has to read it, and a grandchild cannot keep it open.
+    output = os.memfd_create("helper")
+    try:
+        pid = _spawn(argv, output)
+        pidfd = os.pidfd_open(pid)
+        status = None
+        try:
+            with trio.move_on_after(seconds):
+                await trio.lowlevel.wait_readable(pidfd)
+                status = _take_status(pidfd)
+        finally:
+            if status is None:
+                _abandon(pid, pidfd)
+            else:
+                os.close(pidfd)
+        if status is None:
+            raise Stuck(
+                f"{what}: the kernel has not answered within {seconds:g} s",
+                "it may be waiting for a program that has the device open; the kernel log tells",
+            )
+        return HelperEnd(status, os.pread(output, _OUTPUT_LIMIT, 0).decode(errors="replace"))
+    finally:
+        os.close(output)
+
+
+def _spawn(argv: Sequence[str], output: int) -> int:
+    environment = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
+    try:
+        return os.posix_spawnp(
+            argv[0],
+            list(argv),
+            environment,
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, "/dev/null", os.O_RDONLY, 0),
+                (os.POSIX_SPAWN_DUP2, output, 1),
+                (os.POSIX_SPAWN_DUP2, output, 2),
+            ],
+            # Its own session: one signal ends what it started too, and ^C is not for it.
+            setsid=True,
+            setsigmask=(),
+            setsigdef=(signal.SIGPIPE, signal.SIGINT, signal.SIGTERM, signal.SIGHUP),
+        )
+    except OSError as error:
+        raise Transient(f"{argv[0]} could not be started: {error.strerror}") from error
+
+
+def _abandon(pid: int, pidfd: int) -> None:
+    """Kill a helper and have it reaped whenever it ends."""
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    trio.lowlevel.spawn_system_task(_reap, pidfd)
+
+
+async def _reap(pidfd: int) -> None:
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        # Also when the daemon ends first; what still sleeps then is init's.
+        _take_status(pidfd)
+        os.close(pidfd)
+
+
+def _take_status(pidfd: int) -> int | None:
+    """Reap a helper that has ended: its exit code, or its signal below 0; None while it runs."""
+    status = os.waitid(os.P_PIDFD, pidfd, os.WEXITED | os.WNOHANG)
+    if status is None:
+        return None
+    return status.si_status if status.si_code == os.CLD_EXITED else -status.si_status
+
+
+async def comes_true(look: Callable[[], bool], *, seconds: float) -> bool:
+    """Look again and again until it is so, for facts that no event tells; False: not in time."""
+    with trio.move_on_after(seconds):
+        while True:
+            if look():
+                return True
+            await trio.sleep(_PAUSE)
+    return look()
+
+
+def explain(what: str, error: OSError, words: Mapping[int, Word]) -> ArcsupError:
+    """Return an error for what the kernel answered; what ``words`` do not know is Transient."""
+    number = error.errno or 0
+    word = words.get(number) or _EVERYWHERE.get(number) or Word(Transient, "the kernel refused")
+    name = errno.errorcode.get(number, str(number))
+    return word.error(f"{what}: {word.because} ({name}: {os.strerror(number)})", word.hint)
