@@ -1,0 +1,136 @@
+"""Why a card gives nothing at all of a kind, whatever is asked for: policy, state, safety."""
+
+from collections.abc import Iterable, Mapping
+
+from attrs import frozen
+
+from arcsup.devices import Backend, Card, Function
+from arcsup.model import GpuKind
+from arcsup.plan.assignment import CardPolicy, Policy, WaitFor
+from arcsup.plan.offers import BACKENDS
+
+QUARANTINED = "quarantined after failures; `arcsup gpu unquarantine` lifts that"
+
+
+@frozen
+class Obstacle:
+    """``because`` a sentence about the card; ``waiting_for`` what would lift it by itself."""
+
+    because: str
+    waiting_for: WaitFor | None = None
+
+
+@frozen
+class PolicyTable:
+    """The operator's entries by what they match, so that a thousand of them cost no more."""
+
+    entries: Mapping[str, tuple[int, CardPolicy]]
+
+    def entry_of(self, card: Card) -> CardPolicy | None:
+        """Return the first entry that matches a card."""
+        keys = (card.address, card.vendor, f"{card.vendor}:{card.device}", "*")
+        found = [self.entries[key] for key in keys if key in self.entries]
+        return min(found, key=lambda entry: entry[0])[1] if found else None
+
+    def names(self, card: Card) -> bool:
+        """Tell whether the entry that counts for a card is for it alone."""
+        entry = self.entry_of(card)
+        return entry is not None and entry.match == card.address
+
+
+def make_policy_table(entries: Iterable[CardPolicy]) -> PolicyTable:
+    """Return a table of entries in which the first match counts."""
+    table: dict[str, tuple[int, CardPolicy]] = {}
+    for number, entry in enumerate(entries):
+        table.setdefault(entry.match, (number, entry))
+    return PolicyTable(table)
+
+
+def find_obstacle(
+    card: Card, kind: GpuKind, policy: Policy, table: PolicyTable, *, named: bool
+) -> Obstacle | None:
+    """Return why a card gives nothing of a kind. ``named``: the request names its address."""
+    if bar := find_bar(card, policy, table):
+        return bar
+    if kind is GpuKind.PASSTHROUGH:
+        return _passthrough_obstacle(card, named=named or table.names(card))
+    if any(backend in BACKENDS[kind] for backend in card.backends):
+        return _vf_obstacle(card, policy) if kind is GpuKind.VF else _vgpu_obstacle(card)
+    return _missing_backend(card, kind)
+
+
+def find_bar(card: Card, policy: Policy, table: PolicyTable) -> Obstacle | None:
+    """Return why nothing of a card may be given to anybody, nor kept by one who does not run."""
+    entry = table.entry_of(card)
+    if entry is not None and entry.exclude:
+        return Obstacle("excluded by `gpus` in arcsup.yaml")
+    if card.address in policy.quarantined:
+        return Obstacle(QUARANTINED)
+    if not card.usable:
+        return Obstacle(card.why or "not usable", None if card.driver else WaitFor.DRIVER)
+    return None
+
+
+def _vgpu_obstacle(card: Card) -> Obstacle | None:
+    if card.types:
+        return None
+    if card.vfs_total and not card.vfs:
+        return Obstacle("its virtual functions are not enabled", WaitFor.VFS)
+    # A full card of NVIDIA's vendor VFIO lists no type at all.
+    return Obstacle("its driver lists no vGPU type now", WaitFor.CAPACITY)
+
+
+def _missing_backend(card: Card, kind: GpuKind) -> Obstacle:
+    what = "vGPUs" if kind is GpuKind.VGPU else "virtual functions"
+    if kind is GpuKind.VF and not card.vfs_total:
+        return Obstacle("it has no SR-IOV")
+    if card.driver is None:
+        return Obstacle(f"it offers no {what}: no driver has it", WaitFor.DRIVER)
+    if card.vfs_total and not card.vfs:
+        return Obstacle("its virtual functions are not enabled", WaitFor.VFS)
+    return Obstacle(f"it offers no {what} with driver {card.driver}")
+
+
+def _vf_obstacle(card: Card, policy: Policy) -> Obstacle | None:
+    if not card.vfs:
+        return Obstacle("its virtual functions are not enabled", WaitFor.VFS)
+    reasons = [vf_obstacle(vf, card, policy) for vf in card.vfs]
+    found = [reason for reason in reasons if reason is not None]
+    return found[0] if len(found) == len(reasons) else None
+
+
+def vf_obstacle(vf: Function, card: Card, policy: Policy) -> Obstacle | None:
+    """Return why a virtual function can be given to nobody."""
+    if vf.address in policy.quarantined:
+        return Obstacle(QUARANTINED)
+    if vf.group is None:
+        return Obstacle("it has no IOMMU group: the IOMMU is off (intel_iommu=on, amd_iommu=on)")
+    if vf.blockers:
+        return Obstacle("; ".join(vf.blockers))
+    pieces = [p for p in card.slices if vf.address in (p.id, p.parent)]
+    if any(not piece.ours for piece in pieces):
+        return Obstacle("in foreign hands", WaitFor.CAPACITY)
+    if pieces:
+        return Obstacle("all are taken", WaitFor.CAPACITY)
+    if vf.driver is not None and "vfio" in vf.driver:
+        return Obstacle(f"bound to {vf.driver}, and not by arcsup", WaitFor.CAPACITY)
+    return None
+
+
+def _passthrough_obstacle(card: Card, *, named: bool) -> Obstacle | None:
+    if Backend.PASSTHROUGH not in card.backends:
+        return Obstacle("it cannot be handed out as a whole")
+    if card.group is None:
+        return Obstacle("it has no IOMMU group: the IOMMU is off (intel_iommu=on, amd_iommu=on)")
+    if card.group.blockers:
+        return Obstacle("; ".join(card.group.blockers))
+    if not named and card.in_use_by_host:
+        return Obstacle(
+            f"in use by the host ({card.in_use_by_host}); `address` in the request "
+            "takes it all the same"
+        )
+    if not named and card.boot_vga:
+        return Obstacle("the host's boot display; `address` in the request takes it all the same")
+    if card.vfs:
+        return Obstacle("its virtual functions are enabled")
+    return None
