@@ -19,9 +19,11 @@ from qemu.qmp import QMPError
 import arcsup
 from arcsup.control.events import EventLog
 from arcsup.control.metrics import Metrics
+from arcsup.devices import Inventory
 from arcsup.errors import ArcsupError, Refused, TimedOut
 from arcsup.explain import explain
 from arcsup.fleet import Fleet, View
+from arcsup.look import DeviceLook
 from arcsup.model import Event, State, Step, VmName, VmStatus, Why
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import Intent
@@ -52,6 +54,10 @@ class Operator:
     event_log: EventLog
     metric: Metrics
     started: float = field(factory=monotonic)
+    devices: DeviceLook = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.devices = DeviceLook(self.fleet.workshop.places.sysfs)
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -86,6 +92,10 @@ class Operator:
     def steps(self) -> Sequence[Step]:
         """Return what the next pass would do."""
         return self.reconciler.steps()
+
+    async def inventory(self) -> Inventory:
+        """Return the host's GPUs as they are now."""
+        return await self.devices.observe()
 
     def report(self) -> dict[str, Any]:
         """Return the daemon's own state."""

@@ -14,9 +14,20 @@ from attrs import define, evolve, field
 from arcsup.control.events import EventLog
 from arcsup.control.metrics import Metrics
 from arcsup.control.server import serve_control
+from arcsup.devices import (
+    Backend,
+    Card,
+    Function,
+    Inventory,
+    IommuGroup,
+    NumaNodeSeen,
+    Slice,
+    SliceType,
+)
 from arcsup.errors import ArcsupError, NoSuchObject, Refused, SpecError, TimedOut
 from arcsup.model import (
     Condition,
+    CpuSet,
     Event,
     ExitClass,
     GpuKind,
@@ -69,6 +80,25 @@ def make_slice() -> SliceInUse:
     return SliceInUse(GpuKind.VGPU, "nvidia-64", "0a1b", PciAddress("0000:41:00.0"), MiB(2048))
 
 
+def make_devices() -> Inventory:
+    """A host with one card, everything filled in that can be."""
+    card = Card(
+        address="0000:41:00.0",
+        path="/sys/bus/pci/devices/0000:41:00.0",
+        name="Tesla P4",
+        group=IommuGroup(4, ("0000:41:00.0",), ("0000:41:00.1 is in use",)),
+        backends=(Backend.MDEV,),
+        vfs=(Function("0000:41:00.4", None, None, "/p", ("it is in use",)),),
+        types=tuple(
+            SliceType("t", "t", MiB(1024), 1, 8, "vfio-pci", parent, Backend.MDEV)
+            for parent in ("0000:41:00.4", "0000:41:00.5")
+        ),
+        slices=(Slice(Backend.MDEV, "0a1b", "t", "0000:41:00.4", "/p", holders=(1,)),),
+    )
+    nodes = (NumaNodeSeen(0, CpuSet(frozenset({0})), MiB(1)),)
+    return Inventory("far", "6.1", (card,), True, nodes, ("something is odd",))
+
+
 def make_crashed(name: str) -> VmStatus:
     """A VM that waits for its next try, with everything filled in that can be."""
     return make_status(
@@ -99,6 +129,8 @@ class FakeSupervisor:
     followed: threading.Event = field(factory=threading.Event)
     """Set once somebody follows the events."""
 
+    devices: Inventory = field(factory=Inventory)
+
     stuck: bool = False
     """``settle`` and ``wait_for`` never come to an end by themselves."""
 
@@ -127,6 +159,10 @@ class FakeSupervisor:
 
     def steps(self) -> Sequence[Step]:
         return self.planned
+
+    async def inventory(self) -> Inventory:
+        await trio.lowlevel.checkpoint()
+        return self.devices
 
     def report(self) -> dict[str, Any]:
         return {

@@ -16,6 +16,7 @@ import trio
 from starlette.routing import Route
 
 from arcsup.control.app import make_app
+from arcsup.control.gpus import view_card
 from arcsup.control.requests import BODY_LIMIT
 from arcsup.errors import Refused
 from arcsup.model import State, Step
@@ -23,6 +24,7 @@ from tests.fake_supervisor import (
     PNG,
     FakeSupervisor,
     make_crashed,
+    make_devices,
     make_event,
     make_status,
     serve_in_thread,
@@ -69,6 +71,7 @@ def supervisor() -> FakeSupervisor:
     fake = FakeSupervisor()
     fake.add(make_status("web"), make_crashed("db"), make_status("old", State.FAILED))
     fake.planned.append(Step("start", "db", "it crashed"))
+    fake.devices = make_devices()
     return fake
 
 
@@ -221,6 +224,19 @@ def test_the_rest_answers_what_the_supervisor_says(asker: Asker) -> None:
     assert b'arcsup_vms{state="failed"} 1.0' in asker.ask("GET", "/metrics")[1]
 
 
+def test_gpus_and_the_inventory_are_the_supervisors(
+    asker: Asker, supervisor: FakeSupervisor
+) -> None:
+    (card,) = supervisor.devices.cards
+
+    assert asker.ask("GET", "/v1/gpus") == (200, [view_card(card)])
+    status, inventory = asker.ask("GET", "/v1/inventory")
+
+    assert status == 200
+    assert (inventory["version"], inventory["host"], inventory["iommu"]) == (1, "far", True)
+    assert inventory["gpus"] == [view_card(card)]
+
+
 def test_kept_events_end_with_follow_0(asker: Asker, supervisor: FakeSupervisor) -> None:
     for n in range(3):
         supervisor.log.append(make_event(f"event {n}", "web" if n else "db"))
@@ -311,6 +327,8 @@ def test_openapi_describes_exactly_what_is_served(asker: Asker) -> None:
         ("/v1/vms/{name}/why", "/v1/vms/db/why"),
         ("/v1/plan", "/v1/plan"),
         ("/v1/daemon", "/v1/daemon"),
+        ("/v1/gpus", "/v1/gpus"),
+        ("/v1/inventory", "/v1/inventory"),
     ],
 )
 def test_answers_are_as_openapi_describes_them(path: str, target: str, asker: Asker) -> None:

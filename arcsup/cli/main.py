@@ -38,6 +38,10 @@ VERBS: dict[str, dict[str, str]] = {
         "qmp": "arcsup.cli.monitor:qmp",
         "screenshot": "arcsup.cli.monitor:screenshot",
     },
+    "GPUs": {
+        "gpu": "arcsup.cli.gpu:gpu",
+        "inventory": "arcsup.cli.gpu:inventory",
+    },
     "VM files": {
         "check": "arcsup.cli.files:check",
         "qemu": "arcsup.cli.files:qemu",

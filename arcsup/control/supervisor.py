@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from arcsup.devices import Inventory
 from arcsup.model import Event, State, Step, VmName, VmStatus, Why
 
 
@@ -32,6 +33,10 @@ class Supervisor(Protocol):
 
     def steps(self) -> Sequence[Step]:
         """Return what the next pass of the planner would do; empty when all is as desired."""
+        ...
+
+    async def inventory(self) -> Inventory:
+        """Return the host's GPUs as they are now; takes milliseconds, seconds when one is stuck."""
         ...
 
     def report(self) -> dict[str, Any]:

@@ -1,0 +1,237 @@
+"""The verbs gpu and inventory: what this host has, from its daemon or by looking ourselves."""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import TypeVar, Unpack
+
+import click
+
+from arcsup.cli.fullness import measure_fullness
+from arcsup.cli.gpu_views import print_gpu, print_tree
+from arcsup.cli.output import output_options, plain, print_data, print_json, print_table, print_yaml
+from arcsup.cli.places import PlaceOptions, find_places, place_options
+from arcsup.cli.session import Session, tell_error
+from arcsup.control.client import Client, find_socket
+from arcsup.control.shapes import GpuJson, InventoryJson
+from arcsup.errors import DaemonUnreachable, ExitCode, NoSuchObject
+
+T = TypeVar("T", bound=Callable[..., object])
+
+
+def look_options(command: T) -> T:
+    """Add ``--offline`` and the places; with ``--sysfs`` the daemon is not asked either."""
+    offline = click.option(
+        "--offline", is_flag=True, help="Look at the device tree without a daemon."
+    )
+    return offline(place_options(command))
+
+
+@click.group(invoke_without_command=True)
+@click.pass_context
+def gpu(ctx: click.Context) -> None:
+    """See the host's GPUs, what they offer, and what is cut from them.
+
+    \b
+    Example:
+      arcsup gpu list --offline
+      arcsup gpu show 41:00.0
+    """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help(), err=True)
+        ctx.exit(ExitCode.USAGE)
+
+
+@gpu.command("list")
+@click.option("--tree", is_flag=True, help="Draw it by NUMA node and card.")
+@look_options
+@output_options
+@click.pass_obj
+def list_(
+    session: Session, tree: bool, offline: bool, output: str, **options: Unpack[PlaceOptions]
+) -> int:
+    """List GPUs: what each is, what it offers and how full it is.
+
+    \b
+    Example:
+      arcsup gpu list --tree
+    """
+    seen = _look(session, offline=offline, options=options)
+    gpus = seen["gpus"]
+    if print_data(output, gpus, [gpu["address"] for gpu in gpus]):
+        return ExitCode.OK
+    if tree:
+        print_tree(seen)
+    elif gpus:
+        headers, rows = tabulate(gpus, wide=output == "wide")
+        print_table(headers, rows)
+    else:
+        print("no GPUs, and nothing else that offers mediated devices", file=sys.stderr)
+    _tell_faults(seen)
+    return ExitCode.OK
+
+
+def tabulate(gpus: Sequence[GpuJson], *, wide: bool) -> tuple[list[str], list[list[str]]]:
+    """Return the headers and rows of ``gpu list``."""
+    headers = ["ADDRESS", "NAME", "DRIVER", "NODE", "OFFERS", "FULL"]
+    headers += ["IDS", "CLASS", "GROUP", "VFS", "RULE"] if wide else []
+    rows = []
+    for card in gpus:
+        full = measure_fullness(card)
+        row = [
+            card["address"],
+            card["name"],
+            card["driver"] or "-",
+            _or_dash(card["numaNode"]),
+            ", ".join(card["backends"]) or "-",
+            full.describe() if full else "-",
+        ]
+        if wide:
+            row += [
+                f"{card['vendor']}:{card['device']}" if card["vendor"] else "-",
+                card["class"] or "-",
+                _or_dash(card["iommuGroup"]),
+                f"{card['vfs']['enabled']} of {card['vfs']['total']}",
+                card.get("rule", "-"),
+            ]
+        state = "usable" if card["usable"] else "not usable"
+        rows.append([*row, f"{state}: {card['why']}" if card["why"] else state])
+    return [*headers, "STATE"], rows
+
+
+@gpu.command()
+@look_options
+@output_options
+@click.pass_obj
+def types(session: Session, offline: bool, output: str, **options: Unpack[PlaceOptions]) -> int:
+    """List the vGPU types that can be asked for, and how many of each are left.
+
+    \b
+    Example:
+      arcsup gpu types -o json
+    """
+    seen = _look(session, offline=offline, options=options)
+    found = [(card, kind) for card in seen["gpus"] for kind in card["types"]]
+    if print_data(
+        output,
+        [{**kind, "card": card["address"]} for card, kind in found],
+        list(dict.fromkeys(kind["id"] for _, kind in found)),
+    ):
+        return ExitCode.OK
+    if not found:
+        print("no vGPU types: `arcsup gpu list` shows what is there instead", file=sys.stderr)
+        return ExitCode.OK
+    rows = [
+        [
+            kind["id"],
+            kind["name"],
+            "-" if kind["vramMiB"] is None else f"{kind['vramMiB']} MiB",
+            _or_dash(kind["available"]),
+            _or_dash(kind["max"]),
+            card["address"],
+        ]
+        for card, kind in found
+    ]
+    print_table(["TYPE", "NAME", "MEMORY", "AVAILABLE", "MAX", "GPU"], rows)
+    return ExitCode.OK
+
+
+@gpu.command()
+@click.argument("address", metavar="ADDRESS")
+@look_options
+@output_options
+@click.pass_obj
+def show(
+    session: Session, address: str, offline: bool, output: str, **options: Unpack[PlaceOptions]
+) -> int:
+    """Show one GPU in full, by its address or that of a VF or slice of it.
+
+    Exits with 4 when there is none of that address.
+
+    \b
+    Example:
+      arcsup gpu show 0000:41:00.0
+    """
+    seen = _look(session, offline=offline, options=options)
+    card = find_card(seen["gpus"], address)
+    if not print_data(output, card, [card["address"]]):
+        print_gpu(card)
+    return ExitCode.OK
+
+
+@click.command()
+@look_options
+@output_options
+@click.pass_obj
+def inventory(session: Session, offline: bool, output: str, **options: Unpack[PlaceOptions]) -> int:
+    """Write down all that planning needs to know of this host.
+
+    The daemon is asked where there is one; it knows which slices are whose.
+
+    \b
+    Example:
+      arcsup inventory -o json > host.json
+    """
+    try:
+        seen = _look(session, offline=offline, options=options)
+    except DaemonUnreachable:
+        seen = _look(session, offline=True, options=options)
+    if output == "json":
+        print_json(seen)
+    elif output == "yaml":
+        print_yaml(seen)
+    elif output == "name":
+        print(seen["host"])
+    else:
+        print_tree(seen)
+        _tell_faults(seen)
+    return ExitCode.OK
+
+
+def _look(session: Session, *, offline: bool, options: PlaceOptions) -> InventoryJson:
+    if not offline and options["sysfs"] is None:
+        run = options["run"]
+        client = session.client if run is None else Client(find_socket(str(run)))
+        seen: InventoryJson = client.get("/v1/inventory")
+        return seen
+    # Only here, because it needs the libraries of the daemon.
+    from arcsup.control.gpus import view_inventory
+    from arcsup.host.inventory import observe_host
+
+    places, _ = find_places(session.run, **options)
+    if not places.sysfs.is_dir():
+        raise NoSuchObject(f"there is no device tree at {places.sysfs}", "--sysfs names another")
+    return view_inventory(observe_host(places.sysfs))
+
+
+def find_card(gpus: Sequence[GpuJson], named: str) -> GpuJson:
+    """Return the card with an address, or with a VF or slice of that address or uuid.
+
+    The domain may be left out, or have the eight digits that nvidia-smi writes. NoSuchObject.
+    """
+    wanted = normalise(named)
+    for card in gpus:
+        names = [card["address"], *(piece["id"] for piece in card["slices"])]
+        names += [function["address"] for function in card["vfs"].get("functions", ())]
+        if wanted in names or named in names:
+            return card
+    raise NoSuchObject(f"there is no GPU {named}", "arcsup gpu list shows those there are")
+
+
+def normalise(address: str) -> str:
+    """Return a PCI address as the kernel writes it; anything else in lower case."""
+    address = address.lower()
+    domain, _, rest = address.rpartition(":")[0].rpartition(":")
+    if address.count(":") == 1:
+        return f"0000:{address}"
+    if address.count(":") == 2 and len(domain) == 8 and domain.startswith("0000"):
+        return f"{domain[4:]}:{rest}:{address.rpartition(':')[2]}"
+    return address
+
+
+def _or_dash(value: int | None) -> str:
+    return "-" if value is None else str(value)
+
+
+def _tell_faults(seen: InventoryJson) -> None:
+    for fault in seen.get("faults", ()):
+        tell_error(plain(fault))

@@ -1,0 +1,47 @@
+"""The daemon's look at the host's devices: in a thread, because the kernel may keep us waiting."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import trio
+from attrs import define, evolve, field
+
+from arcsup.devices import Inventory
+from arcsup.host.inventory import observe_inventory
+from arcsup.host.pci_ids import PciIds
+from arcsup.host.surroundings import TypeSizes, look_around
+from arcsup.host.sysfs import Sysfs
+from arcsup.model import VmName
+
+PATIENCE = 5.0
+"""Seconds that a look may take; thousands of cards take one."""
+
+
+@define(eq=False)
+class DeviceLook:
+    """Looks at one device tree; ``owners`` tells by slice id which VM of ours has it.
+
+    ``last`` is the last look that came to its end.
+    """
+
+    sysfs: Path
+    owners: Callable[[], Mapping[str, VmName]] = dict
+    last: Inventory = field(factory=Inventory)
+    _ids: PciIds = field(factory=PciIds)
+    _sizes: TypeSizes = field(factory=dict)
+    # One at a time: a look that a stuck driver holds must not be joined by one more each second.
+    _one: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1))
+
+    async def observe(self) -> Inventory:
+        """Return what is there now; when the kernel does not answer, what was, with a fault."""
+        with trio.move_on_after(PATIENCE):
+            self.last = await trio.to_thread.run_sync(
+                self._observe, self.owners(), abandon_on_cancel=True, limiter=self._one
+            )
+            return self.last
+        stuck = f"{self.sysfs}: no answer for {PATIENCE:g} s; this is how it was before"
+        return evolve(self.last, faults=(*self.last.faults, stuck))
+
+    def _observe(self, owners: Mapping[str, VmName]) -> Inventory:
+        around = look_around(self.sysfs, owners=owners, ids=self._ids, sizes=self._sizes)
+        return observe_inventory(Sysfs(self.sysfs), around)
