@@ -1,12 +1,13 @@
-"""A task for the length of a block."""
+"""A task for the length of a block, and what nurseries make of errors."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import TypeVarTuple
+from typing import TypeVar, TypeVarTuple
 
 import trio
 
 Ts = TypeVarTuple("Ts")
+E = TypeVar("E", bound=Exception)
 
 
 @asynccontextmanager
@@ -27,3 +28,12 @@ async def alongside(task: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> Asy
         nursery.cancel_scope.cancel()
     if raised is not None:
         raise raised
+
+
+def leaves(group: BaseExceptionGroup[E]) -> Iterator[E]:
+    """Yield the errors themselves, however deep the groups are nested."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from leaves(error)
+        else:
+            yield error

@@ -134,7 +134,10 @@ class Fleet:
     # --- files -----------------------------------------------------------------------------------
 
     async def read_files(self) -> None:
-        """Read the VM directory and make each new good version durable."""
+        """Read the VM directory and make each new good version durable.
+
+        Raises a group of Terminal, or OSError, when the disk refuses.
+        """
         workshop = self.workshop
         given = Circumstances(
             machine_id=workshop.machine_id,
@@ -147,8 +150,19 @@ class Fleet:
         )
         if snapshot is self.snapshot or not self._is_believable(snapshot):
             return
-        self.snapshot = snapshot
-        self._keep_identity(snapshot)
+        before, self.snapshot = self.snapshot, snapshot
+        try:
+            self._keep_identity(snapshot)
+            bad_files = await self._take_in_all(snapshot)
+        except BaseException:
+            # What could not be made durable is as good as unread: the next pass reads it again.
+            self.snapshot = before
+            raise
+        self.bad_files = bad_files
+        self._named = _names_of(snapshot)
+        self.changed.ring()
+
+    async def _take_in_all(self, snapshot: Snapshot) -> dict[Path, BadFile]:
         bad_files = {}
         async with trio.open_nursery() as nursery:
             for entry in snapshot.entries.values():
@@ -158,9 +172,7 @@ class Fleet:
                     bad_files[entry.file] = self._as_bad_file(entry)
                 else:
                     self._take_in(entry, entry.last_good, nursery)
-        self.bad_files = bad_files
-        self._named = _names_of(snapshot)
-        self.changed.ring()
+        return bad_files
 
     def _take_in(self, entry: Entry, vm: Vm, nursery: trio.Nursery) -> None:
         source = Source(str(entry.file), entry.text, entry.digest)
@@ -214,7 +226,7 @@ class Fleet:
     def _known_identity(self) -> tuple[int, int] | None:
         try:
             device, inode = json.loads(self._identity_file().read_text())
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, TypeError):
             return None
         return device, inode
 

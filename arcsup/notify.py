@@ -1,7 +1,10 @@
 """Telling systemd how the daemon is. Source: sd_notify(3); silent without NOTIFY_SOCKET."""
 
+import logging
 import os
 import socket
+
+logger = logging.getLogger(__name__)
 
 
 def notify(**fields: str | int) -> None:
@@ -13,8 +16,12 @@ def notify(**fields: str | int) -> None:
     target = "\0" + address[1:] if address.startswith("@") else address
     message = "\n".join(f"{key}={value}" for key, value in fields.items())
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.connect(target)
-        sender.send(message.encode())
+        # Whoever started us may have gone, or not read any more: that is no reason to end or wait.
+        try:
+            sender.connect(target)
+            sender.send(message.encode(), socket.MSG_DONTWAIT)
+        except OSError as error:
+            logger.debug("NOTIFY_SOCKET %s: %s", address, error.strerror)
 
 
 def watchdog_interval() -> float | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import trio
 from attrs import define, field
 
+from arcsup.alongside import leaves
 from arcsup.control.metrics import Metrics
 from arcsup.errors import ArcsupError
 from arcsup.events.dirty import Dirty
@@ -55,18 +56,24 @@ class Reconciler:
             for reason in reasons or ("resync",):
                 self.metrics.count_event_seen(reason)
             started = time.monotonic()
+            # What could not be recorded was not done either; the next pass finds it so.
             try:
                 await self._make_pass()
-            except ArcsupError as error:
-                # What could not be recorded was not done either; the next pass finds it so.
-                logger.error("%s; %s", error.message, error.hint)  # noqa: TRY400
-                await trio.sleep(AFTER_AN_ERROR)
-                self.dirty.mark("retry")
+            except* ArcsupError as group:
+                await self._try_again([f"{it.message}; {it.hint}" for it in leaves(group)])
+            except* OSError as group:
+                await self._try_again([f"{it.filename}: {it.strerror}" for it in leaves(group)])
             self.last_pass = time.monotonic()
             took = self.last_pass - started
             self.metrics.observe_reconcile(took)
             # When a hundred VMs change at once, passes must not take the CPU that they need.
             await trio.sleep(min(took, LONGEST_BREATH))
+
+    async def _try_again(self, problems: Sequence[str]) -> None:
+        for problem in dict.fromkeys(problems):
+            logger.error("%s", problem)
+        await trio.sleep(AFTER_AN_ERROR)
+        self.dirty.mark("retry")
 
     def reload(self) -> None:
         """Read the configuration and look at everything anew; believe a replaced VM directory.
@@ -119,17 +126,16 @@ class Reconciler:
         self.fleet.workshop.tell(name, "removed", because)
         self.fleet.changed.ring()
 
-    def adopt_all(self) -> int:
-        """Take over every QEMU that an earlier daemon left; return how many still run."""
+    def adopt_all(self) -> None:
+        """Take over every QEMU that an earlier daemon left."""
         workshop = self.fleet.workshop
-        adopted = 0
         for vm in self.fleet.vms.values():
             if vm.record.launch is None:
                 continue
             process = find_qemu_process(vm, workshop.boot_id)
-            adopted += process is not None
+            if process is not None:
+                self.metrics.count_adopted()
             self.nursery.start_soon(resume_vm, vm, workshop, process)
-        return adopted
 
     def steps(self) -> Sequence[Step]:
         """Return what a pass made now would do, in words."""

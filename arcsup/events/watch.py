@@ -10,12 +10,14 @@ watchfiles (inotify) tells of changes inside a directory. What it cannot tell is
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import aclosing
 from pathlib import Path
 
 import trio
 from watchfiles import Change, awatch
+
+from arcsup.alongside import leaves
 
 logger = logging.getLogger(__name__)
 
@@ -81,16 +83,8 @@ async def _watch_until_replaced(
                         break
             nursery.cancel_scope.cancel()
     except* (OSError, RuntimeError) as group:  # The latter is WatchfilesRustInternalError.
-        trouble = "; ".join(map(str, _leaves(group)))
+        trouble = "; ".join(map(str, leaves(group)))
     return trouble
-
-
-def _leaves(group: BaseExceptionGroup[Exception]) -> Iterator[Exception]:
-    for error in group.exceptions:
-        if isinstance(error, BaseExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
 
 
 async def _set_when_cancelled(event: trio.Event) -> None:

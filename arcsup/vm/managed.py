@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
+from arcsup.errors import Terminal
 from arcsup.model import Condition, LastExit, Vm, VmName
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Evidence, Phase, Step, advance
@@ -77,7 +78,9 @@ class ManagedVm:
     faults: tuple[str, ...] = ()
     phase: Phase = Phase.DOWN
     phase_since: float = field(factory=time.monotonic)
-    since: datetime = field(factory=lambda: datetime.now(UTC))
+    since: datetime = field(
+        default=Factory(lambda it: it.record.since or datetime.now(UTC), takes_self=True)
+    )
     starts: int = 0
     """How many QEMUs this daemon started or took over for it."""
     restarted_from: int = 0
@@ -89,6 +92,8 @@ class ManagedVm:
     qmp: Qmp | None = None
     session_over: trio.Event = field(factory=trio.Event)
     """Set when the QMP session of the moment has ended and all that it said is in."""
+    ready: trio.Event = field(factory=trio.Event)
+    """Set when the QEMU that this daemon started runs its guest."""
     adopted: bool = False
     evidence: Evidence = Evidence(was_ready=False)
     order: StopOrder | None = None
@@ -131,9 +136,19 @@ class ManagedVm:
         self.conditions[kind] = Condition(kind, status, reason, message, since)
 
     async def save(self, workshop: Workshop, **changes: Any) -> None:
-        """Change the record and make that durable before anything else happens."""
-        self.record = evolve(self.record, **changes)
-        await workshop.records.save(self.record)
+        """Change the record and make that durable before anything else happens.
+
+        Raises Terminal when the disk refuses; then nothing has changed.
+        """
+        before = self.record
+        self.record = changed = evolve(before, **changes)
+        try:
+            await workshop.records.save(changed)
+        except Terminal:
+            # Unless somebody has changed it further, which takes this change along.
+            if self.record is changed:
+                self.record = before
+            raise
 
     async def save_running(self, workshop: Workshop) -> None:
         """Make durable what its QEMU runs with now, after a change to it while it ran."""

@@ -210,4 +210,5 @@ async def note_ready(vm: ManagedVm, workshop: Workshop) -> None:
         workshop.tell(
             vm.name, "running", f"running after {(now - launch.started_at) * 1000:.0f} ms"
         )
-        await vm.save(workshop, launch=evolve(launch, ready_at=now))
+        await vm.save(workshop, launch=evolve(launch, ready_at=now), since=vm.since)
+        vm.ready.set()

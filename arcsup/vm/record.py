@@ -77,6 +77,7 @@ class Record:
 
     ``intent_boot`` and ``halted_boot`` limit what ends with the host's uptime: a start of a VM
     without autostart, and a guest's power-off. Budget times are on ``budget_boot``'s clock.
+    ``since`` is when it came up or went down last.
     """
 
     name: VmName

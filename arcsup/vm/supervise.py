@@ -8,8 +8,7 @@ import logging
 import random
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from functools import partial
 
@@ -60,43 +59,55 @@ def begin(vm: ManagedVm, because: str) -> None:
     vm.order = None
     vm.adopted = False
     vm.evidence = Evidence(was_ready=False)
+    vm.ready = trio.Event()
+    vm.conditions.clear()
 
 
 async def supervise(vm: ManagedVm, workshop: Workshop) -> None:
     """Start a QEMU for a VM that has begun, and see it through to its end."""
-    async with _whatever_happens(vm, workshop):
-        workshop.tell(vm.name, "starting", vm.reason)
-        workshop.changed()
-        try:
-            vm.process = await start_qemu(vm, workshop)
-        except (Terminal, Transient) as error:
-            detail = f"{error.message}{f' ({error.hint})' if error.hint else ''}"
-            hopeless = isinstance(error, Terminal)
-            await _finish(vm, workshop, ProcessEnd(), detail, terminal=hopeless)
-            return
+    await _keep_at_it(vm, workshop, partial(_start, vm, workshop))
+
+
+async def _start(vm: ManagedVm, workshop: Workshop) -> None:
+    workshop.tell(vm.name, "starting", vm.reason)
+    workshop.changed()
+    try:
+        vm.process = await start_qemu(vm, workshop)
+    except (Terminal, Transient) as error:
+        detail = f"{error.message}{f' ({error.hint})' if error.hint else ''}"
+        hopeless = isinstance(error, Terminal)
+        await _finish(vm, workshop, ProcessEnd(), detail, terminal=hopeless)
+    except OSError as error:
+        # One of our own directories is full, read-only, or somebody else's.
+        await _finish(vm, workshop, ProcessEnd(), f"{error.filename}: {error.strerror}")
+    else:
         await _see_through(vm, workshop, vm.process)
 
 
 async def resume_vm(vm: ManagedVm, workshop: Workshop, process: Process | None) -> None:
     """Go on with a launch that the record tells of; ``process`` is its QEMU, None if it ended."""
-    launch = vm.record.launch
-    was_ready = launch is not None and launch.ready_at is not None
     begin(vm, "it is in the record")
     vm.adopted, vm.process = True, process
+    await _keep_at_it(vm, workshop, partial(_resume, vm, workshop))
+
+
+async def _resume(vm: ManagedVm, workshop: Workshop) -> None:
+    launch = vm.record.launch
+    was_ready = launch is not None and launch.ready_at is not None
     vm.evidence = Evidence(was_ready=was_ready)
-    async with _whatever_happens(vm, workshop):
-        if launch is not None:
-            vm.running = load_vm(launch.text, vm.file, workshop.machine_id)
-        if process is not None:
-            if was_ready:
-                vm.step(Step.READY)
-            workshop.tell(vm.name, "adopted", f"took over QEMU {process.pid}", pid=process.pid)
-            workshop.changed()
-            await _see_through(vm, workshop, process)
-        elif was_ready:
-            await _finish(vm, workshop, ProcessEnd(), "it ended while no daemon was there")
-        else:
-            await _undo(vm, workshop)
+    if launch is not None:
+        vm.running = load_vm(launch.text, vm.file, workshop.machine_id)
+    if vm.process is not None:
+        if was_ready:
+            vm.step(Step.READY)
+            vm.since = vm.record.since or vm.since
+        workshop.tell(vm.name, "adopted", f"took over QEMU {vm.process.pid}", pid=vm.process.pid)
+        workshop.changed()
+        await _see_through(vm, workshop, vm.process)
+    elif was_ready:
+        await _finish(vm, workshop, ProcessEnd(), "it ended while no daemon was there")
+    else:
+        await _undo(vm, workshop)
 
 
 async def _undo(vm: ManagedVm, workshop: Workshop) -> None:
@@ -109,31 +120,36 @@ async def _undo(vm: ManagedVm, workshop: Workshop) -> None:
     workshop.changed()
 
 
-@asynccontextmanager
-async def _whatever_happens(vm: ManagedVm, workshop: Workshop) -> AsyncIterator[None]:
+async def _keep_at_it(
+    vm: ManagedVm, workshop: Workshop, attempt: Callable[[], Awaitable[None]]
+) -> None:
     """Keep one VM's trouble away from the others: a full disk, or a defect of ours.
 
     What is true is in the record and in /proc, so the way on is the one of a new daemon.
     """
-    try:
-        yield
-        return
-    except ArcsupError as error:
-        why = f"{error.message}; {error.hint}"
-        logger.error("%s", why, extra={"VM": vm.name})  # noqa: TRY400
-    except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-        logger.exception("supervising it went wrong", extra={"VM": vm.name})
-    workshop.tell(vm.name, "trouble", why)
-    vm.set_condition("Supervised", "Trouble", why, status=False)
-    await trio.sleep(AFTER_TROUBLE)
-    vm.phase = Phase.DOWN
-    if vm.record.launch is None:
-        workshop.changed()
-        return
-    if vm.process is not None:
-        vm.process.close()
-    await resume_vm(vm, workshop, find_qemu_process(vm, workshop.boot_id))
+    while True:
+        try:
+            await attempt()
+            return
+        except ArcsupError as error:
+            why = f"{error.message}; {error.hint}"
+            logger.error("%s", why, extra={"VM": vm.name})  # noqa: TRY400
+        except Exception as error:
+            why = f"{type(error).__name__}: {error}"
+            logger.exception("supervising it went wrong", extra={"VM": vm.name})
+        workshop.tell(vm.name, "trouble", why)
+        vm.set_condition("Supervised", "Trouble", why, status=False)
+        await trio.sleep(AFTER_TROUBLE)
+        if vm.process is not None:
+            vm.process.close()
+        vm.process, vm.phase = None, Phase.DOWN
+        if vm.record.launch is None:
+            vm.running = None
+            workshop.changed()
+            return
+        begin(vm, "it is in the record")
+        vm.adopted, vm.process = True, find_qemu_process(vm, workshop.boot_id)
+        attempt = partial(_resume, vm, workshop)
 
 
 def find_qemu_process(vm: ManagedVm, boot_id: str) -> Process | None:
@@ -149,6 +165,7 @@ async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> N
         nursery.start_soon(keep_monitor, vm, workshop, bring_up)
         nursery.start_soon(_obey_orders, vm, workshop, process)
         nursery.start_soon(_limit_start, vm)
+        nursery.start_soon(_run_post_start, vm, workshop)
         end = await process.wait()
         if vm.qmp is not None:
             with trio.move_on_after(LAST_WORDS):
@@ -186,6 +203,11 @@ async def _limit_start(vm: ManagedVm) -> None:
     if vm.phase is Phase.STARTING:
         why = f"QEMU was not ready within {START_LIMIT + memory_gib:.0f} s"
         vm.give_order(StopOrder(why, hard=True, start_failed=why))
+
+
+async def _run_post_start(vm: ManagedVm, workshop: Workshop) -> None:
+    await vm.ready.wait()
+    await run_hooks(vm, workshop, "postStart")
 
 
 async def _obey_orders(vm: ManagedVm, workshop: Workshop, process: Process) -> None:
@@ -245,8 +267,9 @@ async def _finish(
     await _tidy_up(vm, workshop)
     await run_hooks(vm, workshop, "postStop")
     changes = _consequences(vm, workshop, exit_class, detail, terminal=terminal)
-    last_exit = LastExit(exit_class, end.code, end.signal, datetime.now(UTC), detail or _took(vm))
-    await vm.save(workshop, launch=None, last_exit=last_exit, **changes)
+    now = datetime.now(UTC)
+    last_exit = LastExit(exit_class, end.code, end.signal, now, detail or _took(vm))
+    await vm.save(workshop, launch=None, last_exit=last_exit, since=now, **changes)
     if vm.process is not None:
         vm.process.close()
     vm.process, vm.running, vm.order, vm.stop_steps = None, None, None, ()
