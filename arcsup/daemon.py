@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 import arcsup
+from arcsup.allocation import Allocation, policy_of
 from arcsup.control.events import EventLog
 from arcsup.control.metrics import Metrics
 from arcsup.control.server import serve_control
@@ -30,6 +31,7 @@ from arcsup.events.uevents import watch_uevents
 from arcsup.events.watch import watch_files
 from arcsup.fleet import Fleet, default_start_slots
 from arcsup.host.identity import boot_id, machine_id
+from arcsup.look import DeviceLook
 from arcsup.model import Event, LastExit, VmName
 from arcsup.notify import notify, watchdog_interval
 from arcsup.operator import Operator
@@ -38,7 +40,7 @@ from arcsup.plan.lifecycle import Phase
 from arcsup.reconcile import Reconciler
 from arcsup.show import in_words
 from arcsup.spec.config import Config
-from arcsup.vm.managed import StopOrder, Workshop
+from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.record import RecordStore
 
 logger = logging.getLogger(__name__)
@@ -58,9 +60,11 @@ def run_daemon(*, places: Places, config: Config, on_exit: str) -> int:
 async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
     dirty, bell, event_log = Dirty(), Bell(), EventLog()
     metrics = Metrics(arcsup.__version__)
-    workshop = _open_workshop(places, dirty, bell, event_log, metrics)
-    fleet = Fleet(workshop, bell, config.start_limit or default_start_slots())
+    allocation = Allocation(DeviceLook(places.sysfs), policy_of(config))
+    workshop = _open_workshop(places, dirty, bell, event_log, metrics, allocation)
+    fleet = Fleet(workshop, bell, config.start_limit or default_start_slots(), allocation)
     fleet.load_records()
+    allocation.look.owners = fleet.slice_owners
     async with trio.open_nursery() as vms, trio.open_nursery() as nursery:
         reconciler = Reconciler(fleet, dirty, metrics, vms, config.resync)
         operator = Operator(fleet, reconciler, event_log, metrics)
@@ -84,7 +88,12 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
 
 
 def _open_workshop(
-    places: Places, dirty: Dirty, bell: Bell, event_log: EventLog, metrics: Metrics
+    places: Places,
+    dirty: Dirty,
+    bell: Bell,
+    event_log: EventLog,
+    metrics: Metrics,
+    allocation: Allocation,
 ) -> Workshop:
     def tell(vm: VmName | None, kind: str, message: str, **data: Any) -> None:
         event_log.append(Event(datetime.now(UTC), vm, kind, message, data))
@@ -100,6 +109,10 @@ def _open_workshop(
             metrics.count_restart(vm, last_exit.exit_class)
         tell(vm, "ended", f"QEMU ended: {in_words(last_exit)}", exitClass=last_exit.exit_class)
 
+    def became_ready(vm: ManagedVm, seconds: float) -> None:
+        metrics.observe_time_to_running(seconds)
+        allocation.note_success(vm.record.slices)
+
     return Workshop(
         places=places,
         machine_id=str(machine_id(places.state)),
@@ -107,8 +120,9 @@ def _open_workshop(
         records=RecordStore(places.state / "vms"),
         tell=tell,
         changed=changed,
-        became_ready=lambda _vm, seconds: metrics.observe_time_to_running(seconds),
+        became_ready=became_ready,
         ended=ended,
+        device_failed=allocation.note_failure,
     )
 
 

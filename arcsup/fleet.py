@@ -15,6 +15,7 @@ from pathlib import Path
 import trio
 from attrs import define, evolve, field, frozen
 
+from arcsup.allocation import Allocation
 from arcsup.errors import NoSuchObject, Refused
 from arcsup.events.dirty import Bell
 from arcsup.host.memory import observe_available_memory
@@ -63,6 +64,7 @@ class Fleet:
     workshop: Workshop
     changed: Bell
     start_slots: int
+    allocation: Allocation
     vms: dict[VmName, ManagedVm] = field(factory=dict)
     bad_files: dict[Path, BadFile] = field(factory=dict)
     unreadable: dict[VmName, str] = field(factory=dict)
@@ -82,6 +84,10 @@ class Fleet:
             if bad.name == name:
                 raise Refused(f"{name} is invalid: {bad.faults[0]}", f"edit {bad.file}")
         raise NoSuchObject(f"there is no VM {name}", "`arcsup list` shows those there are")
+
+    def slice_owners(self) -> dict[str, VmName]:
+        """Return which VM has which slice, by the slice's id."""
+        return {owned.id: vm.name for vm in self.vms.values() for owned in vm.record.slices}
 
     def findings(self) -> Iterator[str]:
         """Yield what is wrong beside single VMs: the directory, odd files, unreadable records."""
@@ -293,8 +299,13 @@ class Fleet:
             to_be_killed=self._want(vm).intent is Intent.KILL,
             differs=_differences(vm),
             retry_at=vm.record.retry_at if current else None,
-            awaits=self._find_holder(vm, strays) if vm.phase is Phase.DOWN else "",
+            awaits=self._find_awaited(vm, strays) if vm.phase is Phase.DOWN else "",
+            holds_devices=bool(vm.record.slices),
+            releasing=vm.releasing,
         )
+
+    def _find_awaited(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> str:
+        return self._find_holder(vm, strays) or self.allocation.awaited_by(vm.name)
 
     def _find_holder(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> str:
         """Return which VM must end before ``vm`` can have what it asks for, "" if none."""

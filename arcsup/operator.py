@@ -23,7 +23,6 @@ from arcsup.devices import Inventory
 from arcsup.errors import ArcsupError, Refused, TimedOut
 from arcsup.explain import explain
 from arcsup.fleet import Fleet, View
-from arcsup.look import DeviceLook
 from arcsup.model import Event, State, Step, VmName, VmStatus, Why
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import Intent
@@ -54,10 +53,6 @@ class Operator:
     event_log: EventLog
     metric: Metrics
     started: float = field(factory=monotonic)
-    devices: DeviceLook = field(init=False)
-
-    def __attrs_post_init__(self) -> None:
-        self.devices = DeviceLook(self.fleet.workshop.places.sysfs)
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -95,7 +90,7 @@ class Operator:
 
     async def inventory(self) -> Inventory:
         """Return the host's GPUs as they are now."""
-        return await self.devices.observe()
+        return await self.fleet.allocation.look.observe()
 
     def report(self) -> dict[str, Any]:
         """Return the daemon's own state."""

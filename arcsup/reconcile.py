@@ -7,30 +7,42 @@ from collections.abc import Sequence
 import trio
 from attrs import define, field
 
+from arcsup.allocation import policy_of, wants_devices
 from arcsup.alongside import leaves
 from arcsup.control.metrics import Metrics
 from arcsup.errors import ArcsupError
 from arcsup.events.dirty import Dirty
-from arcsup.fleet import Fleet, default_start_slots
+from arcsup.fleet import Fleet, View, default_start_slots
 from arcsup.model import Step, VmName
+from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import (
     Action,
     ChangeMedia,
     ForgetVm,
+    ReleaseDevices,
     StartVm,
     StopVm,
+    judge,
     next_deadline,
     plan,
 )
 from arcsup.spec.config import load_config
-from arcsup.vm.managed import StopOrder
+from arcsup.vm.managed import ManagedVm, StopOrder
 from arcsup.vm.media import change_media
+from arcsup.vm.slices import find_lost_slices, release_slices
 from arcsup.vm.supervise import begin, find_qemu_process, resume_vm, supervise
 
 logger = logging.getLogger(__name__)
 
 LONGEST_BREATH = 0.05
 """A pass is followed by a pause as long as itself, up to this many seconds; marks are merged."""
+
+_OF_DEVICES = frozenset({"kernel", "devices", "operator"})
+"""Reasons after which the devices may be others; a pass without any reason is the resync."""
+
+DEVICE_CHECK = 2.0
+"""How often, in seconds, the devices of running VMs are looked at: a card that is pulled while it
+is open gives no event."""
 
 AFTER_AN_ERROR = 2.0
 """Seconds after which a pass that failed (a full disk, say) is made again."""
@@ -58,7 +70,7 @@ class Reconciler:
             started = time.monotonic()
             # What could not be recorded was not done either; the next pass finds it so.
             try:
-                await self._make_pass()
+                await self._make_pass(reasons)
             except* ArcsupError as group:
                 await self._try_again([f"{it.message}; {it.hint}" for it in leaves(group)])
             except* OSError as group:
@@ -83,16 +95,43 @@ class Reconciler:
         config = load_config(self.fleet.workshop.places.config)
         self.resync = config.resync
         self.fleet.start_slots = config.start_limit or default_start_slots()
+        self.fleet.allocation.policy = policy_of(config)
         self.fleet.believe_directory()
         self.dirty.mark("operator")
 
-    async def _make_pass(self) -> None:
+    async def _make_pass(self, reasons: frozenset[str]) -> None:
         await self.fleet.read_files()
         if self.ending:
             return
-        view = self.fleet.look()
+        view = await self._look_at_devices(reasons)
         for action in plan(view.wanted, view.seen, view.host, view.now):
             await self._carry_out(action)
+
+    async def _look_at_devices(self, reasons: frozenset[str]) -> View:
+        """Choose slices for all VMs that are or should be up, and look again."""
+        view, allocation = self.fleet.look(), self.fleet.allocation
+        vms = self.fleet.vms.values()
+        if not any(wants_devices(vm.vm) or vm.record.slices for vm in vms):
+            return view
+        if allocation.inventory is None or not reasons or reasons & _OF_DEVICES:
+            await allocation.observe()
+        self._stop_those_that_lost_a_device()
+        up = {
+            name
+            for name in view.wanted
+            if judge(name, view.wanted, view.seen, view.host, view.now).up
+        }
+        up |= {name for name, it in view.seen.items() if it.phase is not Phase.DOWN}
+        allocation.assign(vms, frozenset(up))
+        return self.fleet.look()
+
+    def _stop_those_that_lost_a_device(self) -> None:
+        for vm in self.fleet.vms.values():
+            if vm.phase not in (Phase.RUNNING, Phase.PAUSED) or not vm.record.slices:
+                continue
+            if lost := find_lost_slices(vm, self.fleet.workshop):
+                self.fleet.workshop.tell(vm.name, "device-lost", lost[0])
+                vm.give_order(StopOrder(lost[0], device_lost=True))
 
     def _patience(self) -> float:
         """Return the seconds until something has to be looked at even if nobody marks."""
@@ -103,12 +142,16 @@ class Reconciler:
         snapshot = self.fleet.snapshot
         if snapshot is not None and snapshot.look_again_at is not None:
             limits.append(snapshot.look_again_at - time.time())
+        if any(vm.record.slices and vm.phase is not Phase.DOWN for vm in self.fleet.vms.values()):
+            limits.append(DEVICE_CHECK)
         return max(0.0, min(limits))
 
     async def _carry_out(self, action: Action) -> None:
         vm = self.fleet.vms[action.name]
         match action:
             case StartVm(because=because):
+                vm.choices = self.fleet.allocation.choices_for(vm.name)
+                vm.gpu_node = self.fleet.allocation.numa_node_of(vm.name)
                 begin(vm, because)
                 self.nursery.start_soon(supervise, vm, self.fleet.workshop)
             case StopVm(because=because, hard=hard):
@@ -116,8 +159,24 @@ class Reconciler:
             case ChangeMedia():
                 vm.media_tried = vm.vm
                 self.nursery.start_soon(change_media, vm, self.fleet.workshop)
+            case ReleaseDevices():
+                self._release(vm)
             case ForgetVm(because=because):
-                await self._forget(action.name, because)
+                if vm.record.slices:
+                    self._release(vm)
+                else:
+                    await self._forget(action.name, because)
+
+    def _release(self, vm: ManagedVm) -> None:
+        async def release() -> None:
+            try:
+                await release_slices(vm, self.fleet.workshop)
+            finally:
+                vm.releasing = False
+                self.dirty.mark("devices")
+
+        vm.releasing = True
+        self.nursery.start_soon(release)
 
     async def _forget(self, name: VmName, because: str) -> None:
         await self.fleet.workshop.records.remove(name)
@@ -145,4 +204,5 @@ class Reconciler:
 
 def _as_step(action: Action) -> Step:
     verb = {StartVm: "start", StopVm: "stop", ChangeMedia: "change", ForgetVm: "forget"}
+    verb[ReleaseDevices] = "release"
     return Step(verb[type(action)], action.name, action.because)

@@ -3,11 +3,12 @@
 from datetime import UTC, datetime, timedelta
 
 from arcsup.fleet import BadFile, View
-from arcsup.model import LastExit, State, VmStatus
+from arcsup.model import GpuKind, LastExit, PciAddress, SliceInUse, State, VmStatus
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import Verdict, judge, needs_restart, show_state
 from arcsup.vm.managed import ManagedVm
+from arcsup.vm.slices import requests_by_slot
 
 
 def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
@@ -26,7 +27,7 @@ def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
         since=vm.since,
         pid=vm.process.pid if vm.process else None,
         restarts=vm.record.restarts,
-        gpus=(),
+        gpus=_show_slices(vm),
         file=vm.record.source.file,
         pending=pending,
         uuid=vm.vm.uuid,
@@ -63,6 +64,20 @@ def show_bad_file(bad: BadFile) -> VmStatus:
         adopted=False,
         last_exit=None,
         next_try=None,
+    )
+
+
+def _show_slices(vm: ManagedVm) -> tuple[SliceInUse, ...]:
+    requests = requests_by_slot(vm.running or vm.vm)
+    return tuple(
+        SliceInUse(
+            requests[owned.slot].kind if owned.slot in requests else GpuKind.VGPU,
+            owned.type,
+            owned.id,
+            PciAddress(owned.parent),
+            owned.vram_mib,
+        )
+        for owned in vm.record.slices
     )
 
 

@@ -14,6 +14,7 @@ from arcsup.plan.plan import (
     ForgetVm,
     HostSeen,
     Intent,
+    ReleaseDevices,
     Seen,
     StartVm,
     StopVm,
@@ -186,6 +187,8 @@ seen_worlds = st.dictionaries(
         differs=st.sets(st.sampled_from(["memory", "cdroms[0]", "stop.timeout"])).map(tuple),
         retry_at=st.none() | st.floats(NOW - 5, NOW + 5),
         awaits=st.sampled_from(["", "", "a device"]),
+        holds_devices=st.booleans(),
+        releasing=st.booleans(),
     ),
 )
 hosts = st.builds(
@@ -214,6 +217,9 @@ def carry_out(world: World, action: Action) -> World:
             seen[name] = evolve(seen[name], phase=Phase.STOPPING, dying=hard)
         case ChangeMedia(name):
             seen[name] = evolve(seen[name], differs=needs_restart(seen[name].differs))
+        case ReleaseDevices(name):
+            assert seen[name].phase is Phase.DOWN
+            seen[name] = evolve(seen[name], holds_devices=False)
         case ForgetVm(name):
             assert name not in wanted
             del seen[name]
@@ -247,6 +253,7 @@ def test_no_vm_starts_that_is_up_unwanted_blocked_or_before_its_time(
         assert not want.failure
         assert not want.halted
         assert not it.awaits
+        assert not it.releasing
         assert it.retry_at is None or it.retry_at <= NOW
         assert all(seen[other].phase is Phase.RUNNING for other in want.vm.after)
 
@@ -262,11 +269,27 @@ def test_nothing_wanted_is_forgotten_and_nothing_up_is_forgotten(
 
 
 @given(wanted_worlds(), seen_worlds, hosts)
+def test_devices_are_given_back_only_by_a_vm_that_is_down_and_stays_down(
+    wanted: dict[VmName, Wanted], seen: dict[VmName, Seen], host: HostSeen
+) -> None:
+    for action in plan(wanted, seen, host, NOW):
+        if isinstance(action, ReleaseDevices):
+            assert seen[action.name].phase is Phase.DOWN
+            assert not judge(action.name, wanted, seen, host, NOW).up
+
+
+def test_a_crashed_vm_keeps_its_devices_until_it_is_tried_again() -> None:
+    wanted = {A: Wanted(vm(A))}
+
+    assert plan(wanted, {A: Seen(holds_devices=True, retry_at=NOW + 3)}, ROOMY, NOW) == ()
+
+
+@given(wanted_worlds(), seen_worlds, hosts)
 def test_stops_come_before_starts(
     wanted: dict[VmName, Wanted], seen: dict[VmName, Seen], host: HostSeen
 ) -> None:
     kinds = [type(action) for action in plan(wanted, seen, host, NOW)]
-    order = [StopVm, ForgetVm, ChangeMedia, StartVm]
+    order = [StopVm, ReleaseDevices, ForgetVm, ChangeMedia, StartVm]
 
     assert kinds == sorted(kinds, key=order.index)
 

@@ -62,6 +62,8 @@ class Seen:
     differs: tuple[str, ...] = ()
     retry_at: float | None = None
     awaits: str = ""
+    holds_devices: bool = False
+    releasing: bool = False
 
 
 @frozen
@@ -99,14 +101,22 @@ class ChangeMedia:
 
 
 @frozen
-class ForgetVm:
-    """Its file is gone and nothing of it runs: drop what is kept about it."""
+class ReleaseDevices:
+    """Give back the slices that a VM has kept over a crash: it stays down."""
 
     name: VmName
     because: str
 
 
-Action = StartVm | StopVm | ChangeMedia | ForgetVm
+@frozen
+class ForgetVm:
+    """Its file is gone and nothing of it runs: give back its devices, drop what is kept of it."""
+
+    name: VmName
+    because: str
+
+
+Action = StartVm | StopVm | ChangeMedia | ReleaseDevices | ForgetVm
 
 
 @frozen
@@ -130,6 +140,7 @@ def plan(
     """
     return (
         *_stops(wanted, seen),
+        *_releases(wanted, seen, host, now),
         *_forgets(wanted, seen),
         *_changes(wanted, seen),
         *_starts(wanted, seen, host, now),
@@ -155,9 +166,24 @@ def _stops(wanted: Mapping[VmName, Wanted], seen: Mapping[VmName, Seen]) -> Iter
             yield StopVm(name, f"the operator asked to {wanted[name].intent} it")
 
 
+def _releases(
+    wanted: Mapping[VmName, Wanted],
+    seen: Mapping[VmName, Seen],
+    host: HostSeen,
+    now: float,
+) -> Iterator[ReleaseDevices]:
+    for name, it in sorted(seen.items()):
+        if name not in wanted or it.phase is not Phase.DOWN:
+            continue
+        if it.holds_devices and not it.releasing:
+            verdict = judge(name, wanted, seen, host, now)
+            if not verdict.up:
+                yield ReleaseDevices(name, verdict.because)
+
+
 def _forgets(wanted: Mapping[VmName, Wanted], seen: Mapping[VmName, Seen]) -> Iterator[ForgetVm]:
     for name, it in sorted(seen.items()):
-        if name not in wanted and it.phase is Phase.DOWN:
+        if name not in wanted and it.phase is Phase.DOWN and not it.releasing:
             yield ForgetVm(name, "its file was removed")
 
 
@@ -225,6 +251,8 @@ def _blocked(
     now: float,
 ) -> str:
     want, it = wanted[name], seen.get(name, Seen())
+    if it.releasing:
+        return "waiting for its former devices to be given back"
     if it.retry_at is not None and now < it.retry_at:
         return f"next try in {it.retry_at - now:.1f} s"
     if it.awaits:

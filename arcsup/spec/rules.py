@@ -264,10 +264,7 @@ def overlap(one: Forward, other: Forward) -> bool:
 
 
 def refuse_unsupported(vm: Vm) -> Iterable[tuple[str, str]]:
-    """What the file may say and arcsup cannot do yet: devices of the host."""
-    for number, gpu in enumerate(vm.gpus):
-        if gpu.kind is not GpuKind.VIRTIO:
-            yield f"gpus[{number}].kind", f"{gpu.kind} is not supported yet, expected virtio"
+    """What the file may say and arcsup cannot do yet: virtual functions of network cards."""
     for number, network in enumerate(vm.networks):
         if network.type is NetworkType.VF:
             yield f"networks[{number}].type", "vf is not supported yet, expected user or bridge"
@@ -283,5 +280,5 @@ VM_RULES = (
     Rule(("shares",), _check_tags),
     Rule(("networks",), _check_macs),
     Rule(("networks", "display"), _check_ports),
-    Rule(("gpus", "networks"), refuse_unsupported),
+    Rule(("networks",), refuse_unsupported),
 )

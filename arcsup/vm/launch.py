@@ -35,6 +35,7 @@ from arcsup.vm.process import Process, closing_gate, find_processes_holding, sta
 from arcsup.vm.qmp import Qmp
 from arcsup.vm.record import Launch, OwnedProcess
 from arcsup.vm.resources import Needs, create_files, find_needs
+from arcsup.vm.slices import slice_devices, take_slices
 from arcsup.vm.sockets import Listener, listen_unix
 
 HALTED = ("-S",)
@@ -58,6 +59,7 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     places = workshop.places
     places.log_of(vm.name).mkdir(mode=0o750, parents=True, exist_ok=True)
     await run_hooks(vm, workshop, "preStart")
+    slices = await take_slices(vm, workshop)
     await create_files(vm.running, places)
     with ExitStack() as opened:
         lock = opened.enter_context(_locked(places.run_of(vm.name)))
@@ -67,7 +69,13 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
             opened.callback(listener.close)
             return listener
 
-        needs = await find_needs(vm.running, places, open_socket)
+        needs = await find_needs(
+            vm.running,
+            places,
+            open_socket,
+            slices=slice_devices(vm.running, slices),
+            gpu_node=vm.gpu_node,
+        )
         return await _spawn(vm, workshop, launch, needs, lock)
 
 

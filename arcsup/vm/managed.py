@@ -15,6 +15,7 @@ import trio
 from attrs import Factory, define, evolve, field, frozen
 
 from arcsup.errors import Terminal
+from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.model import Condition, LastExit, Vm, VmName
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Evidence, Phase, Step, advance
@@ -52,9 +53,11 @@ class Workshop:
     tell: Tell
     changed: Callable[[], None]
     """Something about a VM changed: look again, and wake who waits for it."""
-    became_ready: Callable[[VmName, float], None]
+    became_ready: "Callable[[ManagedVm, float], None]"
     """A VM runs; the seconds from the decision to start it until then."""
     ended: Ended
+    device_failed: Callable[[SliceChoice | OwnedSlice], None]
+    """A slice could not be made or used."""
 
 
 @frozen
@@ -65,6 +68,8 @@ class StopOrder:
     hard: bool = False
     start_failed: str = ""
     """Set when the order is the consequence of a start that did not work."""
+    device_lost: bool = False
+    """Whether it is a lost device that ends it, and not somebody's will."""
     hopeless: bool = False
     """Whether another start would fail the same way."""
 
@@ -95,6 +100,12 @@ class ManagedVm:
     ready: trio.Event = field(factory=trio.Event)
     """Set when the QEMU that this daemon started runs its guest."""
     adopted: bool = False
+    choices: tuple[SliceChoice, ...] = ()
+    """The slices of host devices that it gets at its next start."""
+    gpu_node: int | None = None
+    """The NUMA node of the first of them, None where nothing tells."""
+    releasing: bool = False
+    """Its devices are being given back."""
     evidence: Evidence = Evidence(was_ready=False)
     order: StopOrder | None = None
     ordered: trio.Event = field(factory=trio.Event)

@@ -206,7 +206,7 @@ async def note_ready(vm: ManagedVm, workshop: Workshop) -> None:
     launch = vm.record.launch
     if launch is not None and launch.ready_at is None:
         now = time.monotonic()
-        workshop.became_ready(vm.name, now - launch.started_at)
+        workshop.became_ready(vm, now - launch.started_at)
         workshop.tell(
             vm.name, "running", f"running after {(now - launch.started_at) * 1000:.0f} ms"
         )

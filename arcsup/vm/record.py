@@ -18,6 +18,7 @@ from attrs import field, frozen
 from cattrs.preconf.json import make_converter
 
 from arcsup.errors import Terminal
+from arcsup.host.owned import OwnedSlice
 from arcsup.model import Argv, LastExit, VmName
 from arcsup.plan.plan import Intent
 from arcsup.plan.restart import Budget
@@ -94,6 +95,7 @@ class Record:
     restarts: int = 0
     last_exit: LastExit | None = None
     launch: Launch | None = None
+    slices: tuple[OwnedSlice, ...] = ()
     since: datetime | None = None
     format: int = field(default=FORMAT)
 

@@ -13,7 +13,7 @@ from arcsup.model import DisplayType, Firmware, GpuKind, Vm
 from arcsup.places import Places
 from arcsup.vm.accel import find_accel
 from arcsup.vm.capabilities import find_qemu, probe_capabilities
-from arcsup.vm.commandline import Resources, Sockets
+from arcsup.vm.commandline import Resources, SliceDevice, Sockets
 from arcsup.vm.disks import check_files, create_missing_disks, find_medium
 from arcsup.vm.displays import create_shared_memory, find_render_node, wants_gl
 from arcsup.vm.firmware import create_vars, find_firmware, vars_file
@@ -54,7 +54,14 @@ async def create_files(vm: Vm, places: Places) -> None:
     create_shared_memory(vm)
 
 
-async def find_needs(vm: Vm, places: Places, open_socket: OpenSocket) -> Needs:
+async def find_needs(
+    vm: Vm,
+    places: Places,
+    open_socket: OpenSocket,
+    *,
+    slices: tuple[SliceDevice, ...] = (),
+    gpu_node: int | None = None,
+) -> Needs:
     """Find everything that the VM's command line names. Makes nothing but the sockets.
 
     Raises Terminal for what this host does not have.
@@ -81,8 +88,9 @@ async def find_needs(vm: Vm, places: Places, open_socket: OpenSocket) -> Needs:
         firmware_vars=(
             Path() if vm.firmware is Firmware.BIOS else vars_file(places.state, vm.name)
         ),
-        numa_node=choose_numa_node(vm, observe_numa(places.sysfs), gpu_node=None),
+        numa_node=choose_numa_node(vm, observe_numa(places.sysfs), gpu_node=gpu_node),
         render_node=find_render_node() if _draws_with_gl(vm) else None,
+        slices=slices,
         vhost=accel == "kvm" and os.access("/dev/vhost-net", os.R_OK | os.W_OK),
     )
     return Needs(built, resources, _find_helpers(vm, places, sockets, virtiofsd))

@@ -38,6 +38,7 @@ from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.monitor import keep_monitor
 from arcsup.vm.process import Process, ProcessEnd
 from arcsup.vm.record import Failure
+from arcsup.vm.slices import DeviceTrouble
 from arcsup.vm.stop import RungTaken, stop_qemu
 
 logger = logging.getLogger(__name__)
@@ -47,6 +48,13 @@ START_LIMIT = 60.0
 
 AFTER_TROUBLE = 5.0
 """Seconds after which a VM whose supervision went wrong is looked at as if by a new daemon."""
+
+DEVICE_RETRY = 1.0
+"""Seconds before a start that a device prevented is tried again; a second failure of the same
+device quarantines it, so this is no loop."""
+
+LOST_DEVICE_TIME = 10.0
+"""Seconds a guest that lost a device may take to power down: the kernel waits for QEMU's end."""
 
 LAST_WORDS = 1.0
 """Seconds to wait, after QEMU's end, for what it still had to say on its monitor."""
@@ -73,6 +81,8 @@ async def _start(vm: ManagedVm, workshop: Workshop) -> None:
     workshop.changed()
     try:
         vm.process = await start_qemu(vm, workshop)
+    except DeviceTrouble as error:
+        await _finish(vm, workshop, ProcessEnd(), error.message, device_trouble=True)
     except (Terminal, Transient) as error:
         detail = f"{error.message}{f' ({error.hint})' if error.hint else ''}"
         hopeless = isinstance(error, Terminal)
@@ -176,7 +186,16 @@ async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> N
     else:
         detail = "" if vm.evidence.was_ready else find_last_words(vm, workshop)
         terminal = _was_rejected(end, detail)
-    await _finish(vm, workshop, end, detail, terminal=terminal)
+    trouble = not vm.evidence.was_ready and _is_device_trouble(vm, detail)
+    if trouble:
+        for owned in vm.record.slices:
+            workshop.device_failed(owned)
+    await _finish(vm, workshop, end, detail, terminal=terminal, device_trouble=trouble)
+
+
+def _is_device_trouble(vm: ManagedVm, words: str) -> bool:
+    """QEMU begins what it says of such a device with "vfio": it could not open or map it."""
+    return bool(vm.record.slices) and "vfio" in words
 
 
 def _was_rejected(end: ProcessEnd, words: str) -> bool:
@@ -235,7 +254,7 @@ async def _climb(vm: ManagedVm, workshop: Workshop, process: Process, order: Sto
             process,
             lambda: vm.qmp,
             workshop.places.run_of(vm.name) / "agent.sock",
-            guest_time=vm.vm.stop.timeout,
+            guest_time=LOST_DEVICE_TIME if order.device_lost else vm.vm.stop.timeout,
             hard=order.hard,
             took=partial(_note_rung, vm, workshop),
         )
@@ -260,13 +279,22 @@ def _note_rung(vm: ManagedVm, workshop: Workshop, taken: RungTaken) -> None:
 
 
 async def _finish(
-    vm: ManagedVm, workshop: Workshop, end: ProcessEnd, detail: str, *, terminal: bool = False
+    vm: ManagedVm,
+    workshop: Workshop,
+    end: ProcessEnd,
+    detail: str,
+    *,
+    terminal: bool = False,
+    device_trouble: bool = False,
 ) -> None:
     """Tidy up after an end, decide what follows, and make both durable in that order."""
     exit_class = classify_exit(await _complete_evidence(vm, end))
     await _tidy_up(vm, workshop)
     await run_hooks(vm, workshop, "postStop")
-    changes = _consequences(vm, workshop, exit_class, detail, terminal=terminal)
+    if device_trouble:
+        changes = _wait_for_device(workshop)
+    else:
+        changes = _consequences(vm, workshop, exit_class, detail, terminal=terminal)
     now = datetime.now(UTC)
     last_exit = LastExit(exit_class, end.code, end.signal, now, detail or _took(vm))
     await vm.save(workshop, launch=None, last_exit=last_exit, since=now, **changes)
@@ -279,6 +307,12 @@ async def _finish(
     workshop.changed()
 
 
+def _wait_for_device(workshop: Workshop) -> dict[str, object]:
+    """Nothing is wrong with the VM: it is tried again soon, or when the devices change."""
+    at = time.monotonic() + DEVICE_RETRY
+    return {"retry_at": at, "budget_boot": workshop.boot_id}
+
+
 def _took(vm: ManagedVm) -> str:
     """What it took to end it: the last rung that was needed."""
     return f"{vm.stop_steps[-1].rung}, {vm.stop_steps[-1].seconds:.1f} s" if vm.stop_steps else ""
@@ -286,14 +320,15 @@ def _took(vm: ManagedVm) -> str:
 
 async def _complete_evidence(vm: ManagedVm, end: ProcessEnd) -> Evidence:
     asked = ""
-    if vm.order is not None and not vm.order.start_failed:
+    lost = vm.order is not None and vm.order.device_lost
+    if vm.order is not None and not vm.order.start_failed and not lost:
         asked = "kill" if vm.order.hard else "stop"
     killed = end.signal == signal.SIGKILL and not asked and vm.process is not None
     out_of_memory = False
     if killed and vm.process is not None:
         log = await trio.to_thread.run_sync(read_kernel_log)
         out_of_memory = vm.process.pid in parse_oom_kills(log)
-    return evolve(vm.evidence, asked=asked, out_of_memory=out_of_memory)
+    return evolve(vm.evidence, asked=asked, out_of_memory=out_of_memory, device_lost=lost)
 
 
 async def _tidy_up(vm: ManagedVm, workshop: Workshop) -> None:
@@ -313,7 +348,7 @@ def _consequences(
     intent = vm.record.intent
     if intent is Intent.RESTART:
         return {"intent": Intent.RUN, "intent_boot": workshop.boot_id, "retry_at": None}
-    if vm.order is not None and not vm.order.start_failed:
+    if vm.order is not None and not vm.order.start_failed and not vm.order.device_lost:
         return {"retry_at": None}
     if exit_class is ExitClass.START_FAILED and terminal:
         return _consequences_of(vm, workshop, GiveUp(detail or "QEMU did not start"))

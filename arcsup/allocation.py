@@ -1,0 +1,137 @@
+"""Which slices the VMs get: the host's GPUs as last seen, the assignment, and what has failed.
+
+Choosing is pure (plan/choose.py) and done for all VMs together before any device is touched. What
+was chosen is written into a VM's record before it is made, and stays with the VM while it is
+wanted up: a crash reuses the slice, and only a VM that stays down gives it back.
+"""
+
+from collections.abc import Iterable
+
+from attrs import define, evolve, field
+
+from arcsup.devices import Backend, Inventory
+from arcsup.host.owned import OwnedSlice, SliceChoice
+from arcsup.look import DeviceLook
+from arcsup.model import GpuKind, Vm, VmName
+from arcsup.plan.assignment import Assignment, Choice, Held, Place, Policy, VmRequests
+from arcsup.plan.choose import assign
+from arcsup.plan.lifecycle import Phase
+from arcsup.spec.config import Config, Placement
+from arcsup.vm.managed import ManagedVm
+
+STRIKES = 2
+"""A slice that failed this often in a row is quarantined, and others are tried."""
+
+
+def policy_of(config: Config) -> Policy:
+    """Return what the configuration says about GPUs."""
+    return Policy(config.gpus, spread=config.placement is Placement.SPREAD)
+
+
+def wants_devices(vm: Vm) -> bool:
+    """Tell whether a VM asks for anything that only a GPU of the host can give."""
+    return any(request.kind is not GpuKind.VIRTIO for request in vm.gpus)
+
+
+@define(eq=False)
+class Allocation:
+    """The one place that knows which slice goes where."""
+
+    look: DeviceLook
+    policy: Policy
+    inventory: Inventory | None = None
+    assignment: Assignment = field(factory=Assignment)
+    strikes: dict[str, int] = field(factory=dict)
+
+    async def observe(self) -> None:
+        """Look at the host's GPUs."""
+        self.inventory = await self.look.observe()
+
+    def assign(self, vms: Iterable[ManagedVm], up: frozenset[VmName]) -> None:
+        """Choose slices for all VMs that are ``up`` or should be; the result is ``assignment``."""
+        if self.inventory is None:
+            return
+        asking = [vm for vm in vms if vm.name in up and wants_devices(_version(vm))]
+        held = {place: one for vm in asking for place, one in _held(vm).items()}
+        policy = evolve(self.policy, quarantined=self.quarantined())
+        requests = [_requests(vm) for vm in asking]
+        self.assignment = assign(requests, self.inventory, policy, held)
+
+    def quarantined(self) -> frozenset[str]:
+        """Return what has failed too often, by slice id or PARENT/TYPE."""
+        return frozenset(name for name, count in self.strikes.items() if count >= STRIKES)
+
+    def awaited_by(self, name: VmName) -> str:
+        """Return what a VM lacks, in words; "" when it can have all that it must have."""
+        obstacles = self.assignment.obstacles_of(name)
+        return "; ".join(f"gpus[{slot}]: {refusal}" for slot, refusal in obstacles.items())
+
+    def choices_for(self, name: VmName) -> tuple[SliceChoice, ...]:
+        """Return the slices that a VM gets, as the back ends take them."""
+        choices = self.assignment.choices_of(name).items()
+        return tuple(self._as_slice_choice(slot, choice) for slot, choice in choices)
+
+    def numa_node_of(self, name: VmName) -> int | None:
+        """Return the NUMA node of a VM's first slice, None where nothing tells."""
+        choices = self.assignment.choices_of(name).values()
+        return next((it.numa_node for it in choices if it.numa_node is not None), None)
+
+    def _as_slice_choice(self, slot: int, choice: Choice) -> SliceChoice:
+        companions: tuple[str, ...] = ()
+        if choice.backend is Backend.PASSTHROUGH and self.inventory is not None:
+            for card in self.inventory.cards:
+                if card.address == choice.card:
+                    companions = tuple(function.address for function in card.companions)
+        return SliceChoice(
+            backend=choice.backend,
+            slot=slot,
+            card=choice.card,
+            parent=choice.parent,
+            type=choice.type,
+            id=choice.id,
+            companions=companions,
+            vram_mib=choice.vram_mib,
+        )
+
+    def note_failure(self, choice: SliceChoice | OwnedSlice) -> None:
+        """Count a slice that could not be made or used."""
+        for name in _names_of(choice):
+            self.strikes[name] = self.strikes.get(name, 0) + 1
+
+    def note_success(self, slices: Iterable[OwnedSlice]) -> None:
+        """Forget the failures of slices that a VM runs with."""
+        for owned in slices:
+            for name in _names_of(owned):
+                self.strikes.pop(name, None)
+
+
+def _version(vm: ManagedVm) -> Vm:
+    """A VM that runs keeps what it runs with, whatever its file says by now."""
+    return vm.running if vm.running is not None else vm.vm
+
+
+def _requests(vm: ManagedVm) -> VmRequests:
+    version = _version(vm)
+    node = version.numa if isinstance(version.numa, int) else None
+    return VmRequests(vm.name, version.uuid, version.gpus, node)
+
+
+def _held(vm: ManagedVm) -> dict[Place, Held]:
+    return {
+        (vm.name, owned.slot): Held(
+            owned.backend,
+            owned.card,
+            owned.parent,
+            owned.type,
+            owned.id,
+            in_use=vm.phase is not Phase.DOWN,
+        )
+        for owned in vm.record.slices
+    }
+
+
+def _names_of(choice: SliceChoice | OwnedSlice) -> tuple[str, ...]:
+    # An mdev's uuid says nothing about the hardware that failed; its parent and type do.
+    if choice.backend is Backend.MDEV:
+        return (f"{choice.parent}/{choice.type}",)
+    return (choice.id,)

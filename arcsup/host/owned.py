@@ -1,0 +1,66 @@
+"""What arcsup has made of the host's devices, or is about to: enough to undo it after a crash."""
+
+from attrs import frozen
+
+from arcsup.devices import Backend
+from arcsup.model import MiB
+
+
+@frozen
+class SliceChoice:
+    """A slice that was chosen for a VM's slot; ``id`` is an mdev's uuid or a PCI address.
+
+    ``type`` may be the kernel's id or the vendor's name. ``companions`` are the functions that go
+    along with a whole card. ``forced`` takes even the host's own display. ``mac`` is for a VF of a
+    network card.
+    """
+
+    backend: Backend
+    slot: int
+    card: str
+    parent: str
+    type: str | None
+    id: str
+    companions: tuple[str, ...] = ()
+    vram_mib: MiB | None = None
+    forced: bool = False
+    mac: str | None = None
+
+
+@frozen
+class Rebinding:
+    """A function that goes to vfio-pci, and what it had before (None: nothing)."""
+
+    address: str
+    former_driver: str | None
+    former_override: str | None
+
+
+@frozen
+class OwnedSlice:
+    """A slice of ours, as the ownership journal keeps it: written before a device is touched.
+
+    ``type`` is the kernel's id. ``path`` is the device's folder, for QEMU's ``sysfsdev``.
+    ``rebindings`` begin with the function itself.
+    """
+
+    backend: Backend
+    slot: int
+    id: str
+    card: str
+    parent: str
+    type: str | None
+    path: str
+    rebindings: tuple[Rebinding, ...] = ()
+    vram_mib: MiB | None = None
+    mac: str | None = None
+
+    @property
+    def device(self) -> str:
+        """Return its folder relative to the device tree's root."""
+        return device_path(self.backend, self.id)
+
+
+def device_path(backend: Backend, slice_id: str) -> str:
+    """Return where a slice is in the device tree, relative to its root."""
+    return f"bus/{'mdev' if backend is Backend.MDEV else 'pci'}/devices/{slice_id}"

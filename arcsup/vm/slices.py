@@ -1,0 +1,141 @@
+"""A VM's slices of host devices: made before its QEMU, kept over a crash, given back when it stays
+down. The record names each before it is touched, so that a crash loses none and doubles none.
+"""
+
+from collections.abc import Awaitable
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from arcsup.errors import ArcsupError, Transient
+from arcsup.host.owned import OwnedSlice, SliceChoice
+from arcsup.host.slices import create_slice, is_ready, prepare_slice, remove_slice
+from arcsup.host.sysfs import Sysfs
+from arcsup.host.writer import comes_true
+from arcsup.model import GpuRequest, Vm
+from arcsup.plan.assignment import VmRequests, slots_of
+from arcsup.vm.commandline import SliceDevice
+from arcsup.vm.managed import ManagedVm, Workshop
+
+READY_SECONDS = 10.0
+"""Seconds for a slice's node to appear and be usable: udev's rules run after the kernel's event."""
+
+RETRY_SECONDS = 5.0
+"""Seconds after which devices that could not be given back are tried again."""
+
+
+class DeviceTrouble(Transient):
+    """A device could not be had, through no fault of the VM: waited for, at no cost."""
+
+    code = "device-trouble"
+
+
+async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ...]:
+    """Make the slices that were chosen for ``vm`` and return them, ready for QEMU.
+
+    Those that it has and were not chosen again are given back. Raises DeviceTrouble.
+    """
+    sysfs = Sysfs(workshop.places.sysfs)
+    chosen = [await _prepare(vm, workshop, choice, sysfs) for choice in vm.choices]
+    known = {owned.id: owned for owned in vm.record.slices}
+    # What was bound before must not be remembered as what it is bound to now.
+    taken = tuple(known.get(owned.id, owned) for owned in chosen)
+    ids = {owned.id for owned in taken}
+    stale = tuple(owned for owned in vm.record.slices if owned.id not in ids)
+    if taken or stale:
+        await vm.save(workshop, slices=(*taken, *stale))
+    for owned in stale:
+        await _guard(vm, workshop, owned, remove_slice(owned, sysfs))
+    for owned in taken:
+        await _guard(vm, workshop, owned, create_slice(owned, sysfs))
+        if not await comes_true(partial(_usable, owned, sysfs), seconds=READY_SECONDS):
+            workshop.device_failed(owned)
+            raise DeviceTrouble(f"{owned.id}: {is_ready(owned, sysfs)}")
+        if owned.id not in known:
+            workshop.tell(vm.name, "device-taken", _in_words(owned), id=owned.id)
+    if stale:
+        await vm.save(workshop, slices=taken)
+    return taken
+
+
+def _usable(owned: OwnedSlice, sysfs: Sysfs) -> bool:
+    return not is_ready(owned, sysfs)
+
+
+async def _prepare(
+    vm: ManagedVm, workshop: Workshop, choice: SliceChoice, sysfs: Sysfs
+) -> OwnedSlice:
+    try:
+        return await prepare_slice(choice, sysfs)
+    except ArcsupError as error:
+        workshop.device_failed(choice)
+        raise DeviceTrouble(f"gpus[{choice.slot}]: {error.message}", error.hint) from error
+
+
+async def _guard(
+    vm: ManagedVm, workshop: Workshop, owned: OwnedSlice, deed: Awaitable[None]
+) -> None:
+    try:
+        await deed
+    except ArcsupError as error:
+        workshop.device_failed(owned)
+        raise DeviceTrouble(f"gpus[{owned.slot}]: {error.message}", error.hint) from error
+
+
+async def release_slices(vm: ManagedVm, workshop: Workshop) -> bool:
+    """Give back every slice of a VM that is down; tell what does not come back.
+
+    Returns whether all are back. What is left stays in the record and is tried again.
+    """
+    sysfs = Sysfs(workshop.places.sysfs)
+    for owned in vm.record.slices:
+        try:
+            await remove_slice(owned, sysfs)
+        except ArcsupError as error:
+            vm.set_condition("DevicesReturned", type(error).__name__, error.message, status=False)
+            workshop.tell(vm.name, "device-kept", f"{owned.id}: {error.message}", id=owned.id)
+            continue
+        left = tuple(other for other in vm.record.slices if other.id != owned.id)
+        await vm.save(workshop, slices=left)
+        workshop.tell(vm.name, "device-returned", _in_words(owned), id=owned.id)
+    if vm.record.slices:
+        await trio.sleep(RETRY_SECONDS)
+        return False
+    vm.conditions.pop("DevicesReturned", None)
+    return True
+
+
+def find_lost_slices(vm: ManagedVm, workshop: Workshop) -> list[str]:
+    """Return what is wrong with the slices of a VM that runs, one sentence each.
+
+    A device that is pulled while QEMU has it open gives no event before QEMU lets go of it
+    (measured), so somebody has to look.
+    """
+    sysfs = Sysfs(workshop.places.sysfs)
+    return [why for owned in vm.record.slices if (why := is_ready(owned, sysfs))]
+
+
+def slice_devices(vm: Vm, slices: tuple[OwnedSlice, ...]) -> tuple[SliceDevice, ...]:
+    """Return the slices as QEMU's devices: one root port for each, companions beside their card."""
+    requests = requests_by_slot(vm)
+    devices: list[SliceDevice] = []
+    for port, owned in enumerate(sorted(slices, key=lambda owned: owned.slot)):
+        request = requests.get(owned.slot)
+        display = request is not None and request.display
+        name = f"gpu{owned.slot}"
+        devices.append(SliceDevice(name, Path(owned.path), port, display=display))
+        for function, companion in enumerate(owned.rebindings[1:], start=1):
+            path = Path(owned.path).with_name(companion.address)
+            devices.append(SliceDevice(f"{name}-{function}", path, port, function))
+    return tuple(devices)
+
+
+def requests_by_slot(vm: Vm) -> dict[int, GpuRequest]:
+    """Return what each slot of a VM asks for."""
+    return dict(slots_of(VmRequests(vm.name, vm.uuid, vm.gpus)))
+
+
+def _in_words(owned: OwnedSlice) -> str:
+    what = f"{owned.type} " if owned.type else ""
+    return f"{what}{owned.id} on {owned.parent}"
