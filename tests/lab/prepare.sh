@@ -70,7 +70,7 @@ unpack_packages() {
     shift
     debs=$(mktemp -d "$work/debs.XXXXXX")
     say "downloading $*"
-    in_sysroot sh -ec 'cd "$1" && shift && apt-get download -qq "$@"' - "${debs#"$sysroot"}" "$@" ||
+    in_sysroot sh -ec 'cd "$1" && shift && apt-get download -qq -o APT::Sandbox::User=root "$@"' - "${debs#"$sysroot"}" "$@" ||
         die "apt-get download failed; try: apt-get update"
     mkdir -p "$into"
     find "$debs" -name '*.deb' -exec dpkg-deb -x {} "$into" \;

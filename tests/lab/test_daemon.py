@@ -1,0 +1,139 @@
+"""The daemon and real devices: VMs that ask for a GPU, from their files to their ends."""
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.lab.kernel import MDEVS, driver_of
+from tests.qemu.daemon import Daemon, end
+
+TINY = "memory: 32\naccel: tcg\nnetworks: []\nstop: {timeout: 100ms}\n"
+SMALL = f"{TINY}gpus: [{{mdevType: mbochs-small}}]\n"
+
+
+@pytest.fixture
+def daemon(daemon_log: Path) -> Iterator[Daemon]:
+    with tempfile.TemporaryDirectory(prefix="arc", dir="/tmp") as top:
+        daemon = Daemon(Path(top))
+        daemon.start()
+        try:
+            yield daemon
+        finally:
+            for file in daemon.vms.glob("*.yaml"):
+                file.unlink()
+            try:
+                daemon.until(lambda: not daemon.client.get("/v1/vms"), "every VM is gone")
+            finally:
+                with open(daemon_log, "a") as log:
+                    log.write(daemon.read_log())
+                end(daemon)
+        assert not mdevs()
+
+
+def mdevs() -> set[str]:
+    return {path.name for path in MDEVS.iterdir()}
+
+
+def test_a_vm_gets_its_mdev_keeps_it_over_a_crash_and_gives_it_back(daemon: Daemon) -> None:
+    daemon.drop("one", SMALL)
+    status = daemon.wait_for("one", "running")
+    [gpu] = status["gpus"]
+    assert gpu["type"] == "mbochs-small"
+    assert gpu["parent"] == "mbochs"
+    assert gpu["vramMiB"] == 4
+    assert mdevs() == {gpu["id"]}
+    blocks = daemon.client.post("/v1/vms/one/qmp", {"execute": "query-pci"})
+    assert "gpu0" in str(blocks)
+
+    os.kill(status["pid"], signal.SIGKILL)
+    daemon.until(lambda: daemon.status("one")["restarts"] == 1, "the crash is seen")
+    again = daemon.wait_for("one", "running")
+
+    assert again["gpus"] == [gpu]
+    assert mdevs() == {gpu["id"]}
+    daemon.call("kill", "one", wait="60")
+    daemon.until(lambda: not mdevs(), "the mdev is given back")
+    assert daemon.records()["one"]["slices"] == []
+
+
+def test_the_smallest_that_suffices_is_not_taken_but_the_largest_in_range(daemon: Daemon) -> None:
+    daemon.drop("one", f"{TINY}gpus: [{{minVRam: 5, maxVRam: 63}}]\n")
+
+    [gpu] = daemon.wait_for("one", "running")["gpus"]
+
+    assert gpu["type"] == "mbochs-medium"
+
+
+def test_a_vm_that_cannot_have_its_gpu_waits_says_why_and_starts_when_one_is_freed(
+    daemon: Daemon,
+) -> None:
+    for number in range(4):
+        daemon.drop(f"vm{number}", f"{TINY}gpus: [{{mdevType: mbochs-large}}]\nautostart: true\n")
+    for number in range(4):
+        daemon.wait_for(f"vm{number}", "running")
+    daemon.drop("late", f"{TINY}gpus: [{{mdevType: mbochs-large}}]\n")
+    waiting = daemon.wait_for("late", "waiting")
+    assert "gpus[0]" in waiting["reason"]
+    assert waiting["restarts"] == 0
+
+    daemon.call("kill", "vm2", wait="60")
+
+    daemon.wait_for("late", "running")
+    assert len(mdevs()) == 4
+
+
+def test_a_vm_whose_card_is_not_there_starts_when_it_is_plugged(
+    daemon: Daemon, plug: Callable[[str], None]
+) -> None:
+    daemon.drop("one", f"{TINY}gpus: [{{kind: passthrough, vendor: '1234', device: '1111'}}]\n")
+    daemon.wait_for("one", "waiting")
+
+    plug("bochs-display")
+
+    event = daemon.wait_for("one", "running")
+    assert event["gpus"][0]["kind"] == "passthrough"
+    daemon.call("kill", "one", wait="60")
+
+
+def test_foreign_mdevs_are_never_touched(daemon: Daemon, uuid: str) -> None:
+    parent = Path("/sys/class/mdev_bus/mbochs")
+    (parent / "mdev_supported_types/mbochs-small/create").write_text(uuid)
+    try:
+        daemon.drop("one", SMALL)
+        daemon.wait_for("one", "running")
+        daemon.call("kill", "one", wait="60")
+        daemon.until(lambda: mdevs() == {uuid}, "ours alone is given back")
+    finally:
+        (MDEVS / uuid / "remove").write_text("1")
+
+
+def test_a_daemon_that_is_killed_leaves_the_device_to_the_next_one(daemon: Daemon) -> None:
+    daemon.drop("one", SMALL)
+    status = daemon.wait_for("one", "running")
+
+    daemon.kill()
+    daemon.start()
+
+    again = daemon.wait_for("one", "running")
+    assert (again["pid"], again["gpus"]) == (status["pid"], status["gpus"])
+
+
+def test_a_device_that_is_taken_away_stops_its_vm_which_comes_back_with_it(
+    daemon: Daemon, plug: Callable[[str], None], unplug: Callable[[], None]
+) -> None:
+    plug("bochs-display")
+    daemon.drop("one", f"{TINY}gpus: [{{kind: passthrough, vendor: '1234', device: '1111'}}]\n")
+    daemon.wait_for("one", "running")
+
+    unplug()
+
+    lost = daemon.wait_for("one", "waiting")
+    assert lost["lastExit"]["class"] == "device-lost"
+    assert lost["restarts"] == 0
+    plug("bochs-display")
+    [gpu] = daemon.wait_for("one", "running")["gpus"]
+    assert driver_of(Path("/sys/bus/pci/devices") / gpu["id"]) == "vfio-pci"
