@@ -45,6 +45,11 @@ def test_whatever_happens_an_end_leads_down_and_only_a_start_leads_up(steps: lis
         (Evidence(was_ready=True, shutdown_reason="host-error"), ExitClass.CRASH),
         (Evidence(was_ready=True, shutdown_reason="from-the-future"), ExitClass.CRASH),
         (Evidence(was_ready=True), ExitClass.CRASH),
+        (Evidence(was_ready=True, found_shut_down=True), ExitClass.GUEST_SHUTDOWN),
+        (
+            Evidence(was_ready=True, found_shut_down=True, shutdown_reason="host-signal"),
+            ExitClass.KILLED,
+        ),
         (Evidence(was_ready=False), ExitClass.START_FAILED),
         (Evidence(was_ready=True, out_of_memory=True), ExitClass.OUT_OF_MEMORY),
         (Evidence(was_ready=True, device_lost=True), ExitClass.DEVICE_LOST),

@@ -78,11 +78,13 @@ class Evidence:
     """What was seen of a QEMU's end.
 
     ``shutdown_reason`` is the SHUTDOWN event's (QAPI type ShutdownCause), None without one.
+    ``found_shut_down`` says that QEMU was found paused at a guest's end (RunState "shutdown").
     ``asked`` is what arcsup itself did to end it: "", "stop" or "kill".
     """
 
     was_ready: bool
     shutdown_reason: str | None = None
+    found_shut_down: bool = False
     panicked: bool = False
     asked: str = ""
     out_of_memory: bool = False
@@ -121,5 +123,6 @@ def classify_exit(evidence: Evidence) -> ExitClass:
     if not evidence.was_ready:
         return ExitClass.START_FAILED
     if evidence.shutdown_reason is None:
-        return ExitClass.CRASH
+        # Only a guest's own end leaves QEMU paused; everything else ends QEMU with it.
+        return ExitClass.GUEST_SHUTDOWN if evidence.found_shut_down else ExitClass.CRASH
     return _CLASS_OF_REASON.get(evidence.shutdown_reason, ExitClass.CRASH)

@@ -135,8 +135,9 @@ _LOOK_AFTER = frozenset({"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME", "WATCHD
 
 
 def _note_shutdown(vm: ManagedVm, reason: str) -> None:
-    # The first reason is the cause; our own quit after a guest's power-off comes second.
-    if vm.evidence.shutdown_reason is None:
+    # The first reason is the cause. Our own quit, after a guest has ended, is none.
+    ours = reason == "host-qmp-quit" and vm.evidence.found_shut_down
+    if vm.evidence.shutdown_reason is None and not ours:
         vm.evidence = evolve(vm.evidence, shutdown_reason=reason)
 
 
@@ -155,8 +156,8 @@ async def _look(vm: ManagedVm, workshop: Workshop, qmp: Qmp, bring_up: BringUp) 
             await bring_up(vm, qmp)
         status = await _ask_status(qmp)
     if status == "shutdown":
-        # A daemon that finds it so was not there to hear why; only a guest gets it here.
-        _note_shutdown(vm, "guest-shutdown")
+        # Why it is so comes as an event, unless nobody listened when it happened.
+        vm.evidence = evolve(vm.evidence, found_shut_down=True)
         await _quit(qmp)
     elif status == "guest-panicked":
         vm.evidence = evolve(vm.evidence, panicked=True)

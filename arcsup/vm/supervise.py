@@ -56,7 +56,7 @@ device quarantines it, so this is no loop."""
 LOST_DEVICE_TIME = 10.0
 """Seconds a guest that lost a device may take to power down: the kernel waits for QEMU's end."""
 
-LAST_WORDS = 1.0
+LAST_WORDS = 5.0
 """Seconds to wait, after QEMU's end, for what it still had to say on its monitor."""
 
 
