@@ -10,8 +10,8 @@ here has a deadline of its own: callers put ``trio.fail_after`` around what may 
 import json
 import logging
 import struct
-from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from socket import SO_PEERCRED, SOL_SOCKET
 from typing import Any
@@ -70,16 +70,24 @@ class Qmp:
         sender, receiver = trio.open_memory_channel[Message](1)
         self._replies[number] = sender
         try:
-            async with self._lock:
-                await self._stream.send_all(bytes(message) + b"\n")
+            await self._send(bytes(message) + b"\n")
             reply = await receiver.receive()
         except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ExecInterruptedError(f"{command}: QEMU ended the session") from error
         finally:
             self._replies.pop(number, None)
         if "error" in reply:
-            raise ExecuteError(ErrorResponse(reply), message, reply)
+            raise _as_error(message, reply)
         return reply.get("return")
+
+    async def _send(self, line: bytes) -> None:
+        async with self._lock:
+            try:
+                await self._stream.send_all(line)
+            except trio.Cancelled:
+                # Nobody knows how much of the line is out: what came after it would be garbage.
+                await trio.aclose_forcefully(self._stream)
+                raise
 
     async def _read(self, lines: AsyncIterator[bytes]) -> None:
         """Hand out replies and events until the stream ends, however it ends."""
@@ -88,7 +96,7 @@ class Qmp:
                 self._dispatch(Message(line))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # A reset connection ends the session as EOF does.
-        except QMPError as error:
+        except (QMPError, UnicodeDecodeError) as error:
             logger.warning("ended a QMP session: %s", error)
         finally:
             self._ended = True
@@ -108,7 +116,15 @@ class Qmp:
         number = message.get("id")
         waiting = self._replies.get(number) if isinstance(number, int) else None
         if waiting is not None:
-            waiting.send_nowait(message)
+            with suppress(trio.WouldBlock):  # It has its answer; this is one too many.
+                waiting.send_nowait(message)
+
+
+def _as_error(command: Message, reply: Message) -> QMPError:
+    try:
+        return ExecuteError(ErrorResponse(reply), command, reply)
+    except (KeyError, TypeError) as error:
+        return ExecInterruptedError(f"{command['execute']}: the refusal makes no sense: {error}")
 
 
 @asynccontextmanager
@@ -117,14 +133,19 @@ async def open_qmp(stream: trio.abc.Stream) -> AsyncIterator[Qmp]:
 
     Raises ConnectError when the other side closes first or does not speak QMP.
     """
-    lines = _lines(stream)
     qmp = Qmp(stream)
-    async with stream:
+    async with stream, aclosing(_lines(stream)) as lines:
         try:
             Greeting(Message(await anext(lines)))
         except (StopAsyncIteration, trio.BrokenResourceError, OSError) as error:
             raise ConnectError("QEMU closed the monitor before its greeting", error) from error
-        except (KeyError, TypeError, DeserializationError, UnexpectedTypeError) as error:
+        except (
+            KeyError,
+            TypeError,
+            UnicodeDecodeError,
+            DeserializationError,
+            UnexpectedTypeError,
+        ) as error:
             raise ConnectError("the other side of the socket does not speak QMP", error) from error
         async with alongside(qmp._read, lines):
             try:
@@ -147,7 +168,7 @@ async def connect_qmp_socket(path: Path) -> tuple[trio.SocketStream, int]:
     return stream, pid
 
 
-async def _lines(stream: trio.abc.Stream) -> AsyncIterator[bytes]:
+async def _lines(stream: trio.abc.Stream) -> AsyncGenerator[bytes, None]:
     buffer = bytearray()
     searched = 0
     while True:
