@@ -138,13 +138,10 @@ def find_arcsup(host: "Host") -> Path:
 
 
 def _as_json(plan: "SetupPlan") -> SetupJson:
-    from arcsup.setup.actions import does_now
-
     return {
         "actions": [
             {"kind": type(action).__name__, "what": str(action), "why": ""}
             for action in plan.actions
-            if does_now(action)
         ],
         "kept": [],
         "notes": list(plan.notes),

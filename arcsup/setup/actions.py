@@ -2,6 +2,8 @@
 
 from attrs import frozen
 
+Command = tuple[str, ...]
+
 
 @frozen
 class CreateDirectory:
@@ -30,26 +32,32 @@ class SecureDirectory:
 
 @frozen
 class CreateFile:
-    """Write a file that is not there; taken back while it is as it was written."""
+    """Write a file that is not there; taken back while it is as it was written.
+
+    ``then`` is run each time, because somebody reads the file only when told.
+    """
 
     path: str
     content: str
     mode: int = 0o644
+    then: tuple[Command, ...] = ()
 
     def __str__(self) -> str:
-        return f"write {self.path}"
+        return f"write {self.path}{_tell_commands(self.then)}"
 
 
 @frozen
 class ReplaceFile:
-    """Change a file from ``before`` to ``after``; taken back while it is as it was written."""
+    """Change a file from ``before`` to ``after``, and back; ``then`` as with CreateFile."""
 
     path: str
     before: str
     after: str
+    then: tuple[Command, ...] = ()
 
     def __str__(self) -> str:
-        return f"change {self.path} from {self.before.strip()!r} to {self.after.strip()!r}"
+        change = f"change {self.path} from {self.before.strip()!r} to {self.after.strip()!r}"
+        return change + _tell_commands(self.then)
 
 
 @frozen
@@ -77,13 +85,13 @@ class CreateGroup:
 
 @frozen
 class RunCommand:
-    """Run a program after other actions (``apply``), or when those are taken back (``undo``)."""
+    """Run a program; ``undo`` takes back what it does."""
 
-    apply: tuple[str, ...] = ()
-    undo: tuple[str, ...] = ()
+    apply: Command
+    undo: Command
 
     def __str__(self) -> str:
-        return f"run {' '.join(self.apply or self.undo)}"
+        return f"run {' '.join(self.apply)}"
 
 
 Action = (
@@ -97,6 +105,5 @@ Action = (
 )
 
 
-def does_now(action: Action) -> bool:
-    """Tell whether an action does anything before it is taken back."""
-    return not isinstance(action, RunCommand) or bool(action.apply)
+def _tell_commands(commands: tuple[Command, ...]) -> str:
+    return "".join(f", then run {' '.join(command)}" for command in commands)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from attrs import frozen
 
-from arcsup.setup.actions import Action, CreateDirectory, CreateFile, ReplaceFile, RunCommand
+from arcsup.setup.actions import Action, Command, CreateDirectory, CreateFile, ReplaceFile
 from arcsup.setup.host import Host, read_text
 
 GRUB_DROP_IN = "/etc/default/grub.d/arcsup.cfg"
@@ -64,20 +64,11 @@ def _plan_grub(host: Host, words: str) -> BootPlan:
     if drop_in.exists():
         return BootPlan(notes=(REBOOT,))
     if host.find_program("update-grub") is not None:
-        update: tuple[str, ...] = ("update-grub",)
+        update: Command = ("update-grub",)
     else:
         update = ("grub-mkconfig", "-o", "/boot/grub/grub.cfg")
     folder = () if drop_in.parent.is_dir() else (CreateDirectory(str(drop_in.parent)),)
-    # Before the file too: taking back goes in the other order, and ends with this.
-    return BootPlan(
-        (
-            RunCommand(undo=update),
-            *folder,
-            CreateFile(str(drop_in), content),
-            RunCommand(apply=update),
-        ),
-        (REBOOT,),
-    )
+    return BootPlan((*folder, CreateFile(str(drop_in), content, then=(update,))), (REBOOT,))
 
 
 def _has_entries(host: Host) -> bool:
@@ -104,21 +95,13 @@ def _plan_cmdline(host: Host, parameters: tuple[str, ...]) -> BootPlan:
     refresh = _find_refresh(host)
     if not refresh:
         return BootPlan(notes=(f"in {CMDLINE}, make the line read {after.strip()}; then reboot",))
-    edit: tuple[Action, ...] = (ReplaceFile(str(file), before, after),)
-    if not file.exists():
-        folder = () if file.parent.is_dir() else (CreateDirectory(str(file.parent)),)
-        edit = (*folder, CreateFile(str(file), after))
-    return BootPlan(
-        (
-            *(RunCommand(undo=command) for command in refresh),
-            *edit,
-            *(RunCommand(apply=command) for command in refresh),
-        ),
-        (REBOOT,),
-    )
+    if file.exists():
+        return BootPlan((ReplaceFile(str(file), before, after, refresh),), (REBOOT,))
+    folder = () if file.parent.is_dir() else (CreateDirectory(str(file.parent)),)
+    return BootPlan((*folder, CreateFile(str(file), after, then=refresh)), (REBOOT,))
 
 
-def _find_refresh(host: Host) -> tuple[tuple[str, ...], ...]:
+def _find_refresh(host: Host) -> tuple[Command, ...]:
     """Return the commands that write the entries of all kernels anew."""
     if host.read("/etc/kernel/proxmox-boot-uuids").strip() and host.find_program(
         "proxmox-boot-tool"

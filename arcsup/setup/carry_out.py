@@ -14,6 +14,7 @@ from attrs import evolve, frozen
 from arcsup.errors import NotPermitted, Terminal
 from arcsup.setup.actions import (
     Action,
+    Command,
     CreateDirectory,
     CreateFile,
     CreateGroup,
@@ -21,7 +22,6 @@ from arcsup.setup.actions import (
     ReplaceFile,
     RunCommand,
     SecureDirectory,
-    does_now,
 )
 from arcsup.setup.commands import run_command
 from arcsup.setup.groups import find_group
@@ -52,8 +52,7 @@ def journal_of(host: Host) -> Journal:
 def apply_all(host: Host, journal: Journal, actions: Iterable[Action], tell: Tell) -> None:
     """Do what is planned, in order. Raises ArcsupError at the first that fails."""
     for action in actions:
-        if does_now(action):
-            tell(str(action))
+        tell(str(action))
         journal.begin(action)
         done = _guarded(_do, host, journal.entries[-1])
         journal.replace_last(done)
@@ -75,8 +74,7 @@ def undo_all(host: Host, journal: Journal, tell: Tell) -> Iterator[Kept]:
     """
     while journal.entries:
         entry = journal.entries[-1]
-        if words := _tell_undo(entry.action):
-            tell(words)
+        tell(f"undo: {entry.action}")
         if isinstance(entry.action, CreateDirectory) and journal.file.is_relative_to(
             entry.action.path
         ):
@@ -86,12 +84,6 @@ def undo_all(host: Host, journal: Journal, tell: Tell) -> Iterator[Kept]:
         journal.forget_last()
         if why:
             yield Kept(entry.action, why)
-
-
-def _tell_undo(action: Action) -> str:
-    if isinstance(action, RunCommand):
-        return f"run {' '.join(action.undo)}" if action.undo else ""
-    return f"undo: {action}"
 
 
 def _guarded(act: Callable[[Host, Entry], T], host: Host, entry: Entry) -> T:
@@ -117,20 +109,21 @@ def _do(host: Host, entry: Entry) -> Entry:
         case SecureDirectory(path=path, uid=uid, mode=mode):
             os.chown(path, uid, -1)
             Path(path).chmod(mode)
-        case CreateFile(path=path, content=content, mode=mode):
+        case CreateFile(path=path, content=content, mode=mode, then=then):
             if not os.path.lexists(path):
                 write_durably(Path(path), content, mode)
-        case ReplaceFile(path=path, before=before, after=after):
+            _run_all(host, then)
+        case ReplaceFile(path=path, before=before, after=after, then=then):
             if not _replace(Path(path), before, after):
                 raise Terminal(f"{path} was changed meanwhile", "run `arcsup setup` again")
+            _run_all(host, then)
         case InstallPackages() as action:
             packages = install_packages(host, action)
         case CreateGroup(name=name):
             if find_group(host, name) is None:
                 run_command(host, ("groupadd", "--system", name))
         case RunCommand(apply=argv):
-            if argv:
-                run_command(host, argv)
+            run_command(host, argv)
     return evolve(entry, done=True, packages=packages)
 
 
@@ -141,10 +134,14 @@ def _undo(host: Host, entry: Entry) -> str:
             return _remove_directory(Path(path))
         case SecureDirectory() as action:
             return _restore_directory(action)
-        case CreateFile(path=path, content=content):
-            return _remove_file(Path(path), content)
-        case ReplaceFile(path=path, before=before, after=after):
-            return "" if _replace(Path(path), after, before) else "it was changed since"
+        case CreateFile(path=path, content=content, then=then):
+            if not _remove_file(Path(path), content):
+                return "it was changed since"
+            _run_all(host, then)
+        case ReplaceFile(path=path, before=before, after=after, then=then):
+            if not _replace(Path(path), after, before):
+                return "it was changed since"
+            _run_all(host, then)
         case InstallPackages() as action:
             # Of a run that did not end, only what was asked for is known to be its doing.
             names = entry.packages if entry.done else action.packages
@@ -156,9 +153,13 @@ def _undo(host: Host, entry: Entry) -> str:
             if group is not None:
                 run_command(host, ("groupdel", name))
         case RunCommand(undo=argv):
-            if argv:
-                run_command(host, argv)
+            run_command(host, argv)
     return ""
+
+
+def _run_all(host: Host, commands: tuple[Command, ...]) -> None:
+    for command in commands:
+        run_command(host, command)
 
 
 def _replace(file: Path, before: str, after: str) -> bool:
@@ -171,13 +172,11 @@ def _replace(file: Path, before: str, after: str) -> bool:
     return found in {before, after}
 
 
-def _remove_file(file: Path, content: str) -> str:
-    if not file.exists():
-        return ""
-    if read_text(file) != content:
-        return "it was changed since"
-    file.unlink()
-    return ""
+def _remove_file(file: Path, content: str) -> bool:
+    """Remove a file that still holds ``content``; tell whether it is gone."""
+    if read_text(file) == content:
+        file.unlink(missing_ok=True)
+    return not os.path.lexists(file)
 
 
 def _remove_directory(folder: Path) -> str:

@@ -2,18 +2,20 @@
 
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 
 from arcsup.errors import Terminal
 from arcsup.setup.host import Host
+
+STDERR = 2
+"""The descriptor; sys.stderr may be something else."""
 
 
 def run_command(host: Host, argv: Sequence[str], hint: str = "") -> None:
     """Run a program to its end; what it says goes to stderr. Raises Terminal when it fails."""
     command = _in_root(host, argv)
     # Whoever reads our JSON must not read apt's words.
-    done = _run(command, stdout=sys.stderr.fileno())
+    done = _run(command, stdout=STDERR)
     if done.returncode != 0:
         raise Terminal(
             f"{' '.join(argv)} ended with {done.returncode}",

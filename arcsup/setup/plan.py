@@ -8,6 +8,7 @@ from attrs import frozen
 
 from arcsup.setup.actions import (
     Action,
+    Command,
     CreateDirectory,
     CreateFile,
     CreateGroup,
@@ -158,7 +159,7 @@ def _plan_service(host: Host, program: Path) -> SetupPlan:
     if host.find_program("systemctl") is None:
         return SetupPlan(notes=("there is no systemd: start `arcsup daemon` at boot yourself",))
     if host.places.system:
-        manager: tuple[str, ...] = ("systemctl",)
+        manager: Command = ("systemctl",)
         own = host.path("/etc/systemd/system")
         folders = [host.path(f"{folder}/systemd/system") for folder in SYSTEM_UNITS]
         wants = own / "multi-user.target.wants"
@@ -171,7 +172,8 @@ def _plan_service(host: Host, program: Path) -> SetupPlan:
         name, runs = "user/arcsup.service", (host.places.run.parent / "systemd").is_dir()
     actions: list[Action] = []
     if not any((folder / "arcsup.service").exists() for folder in folders):
-        actions.extend(_plan_unit(own, name, program, manager if runs else ()))
+        reload = ((*manager, "daemon-reload"),) if runs else ()
+        actions.extend(_plan_unit(own, name, program, reload))
     if (wants / "arcsup.service").is_symlink():
         return SetupPlan(tuple(actions))
     if not runs:
@@ -185,15 +187,10 @@ def _plan_service(host: Host, program: Path) -> SetupPlan:
 
 
 def _plan_unit(
-    folder: Path, name: str, program: Path, manager: tuple[str, ...]
+    folder: Path, name: str, program: Path, reload: tuple[Command, ...]
 ) -> Iterator[Action]:
-    """Yield what installs a unit; ``manager`` is to be told of it, unless empty."""
-    reload = (*manager, "daemon-reload") if manager else ()
+    """Yield what installs a unit that starts ``program``."""
     text = read_resource(f"contrib/systemd/{name}").replace("/usr/bin/arcsup", str(program))
-    if reload:
-        yield RunCommand(undo=reload)
     if not folder.is_dir():
         yield from _create_directories(folder, 0o755)
-    yield CreateFile(str(folder / "arcsup.service"), text)
-    if reload:
-        yield RunCommand(apply=reload)
+    yield CreateFile(str(folder / "arcsup.service"), text, then=reload)

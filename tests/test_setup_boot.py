@@ -1,0 +1,145 @@
+"""The kernel's command line: by each boot loader's own means, and only where it helps."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from arcsup.setup.actions import CreateFile, ReplaceFile
+from arcsup.setup.boot import REBOOT, plan_parameters
+from arcsup.setup.host import Host
+from arcsup.setup.iommu import INTEL_PARAMETERS, find_parameters
+from tests.host_programs import add_grub, add_program, add_systemd_boot
+from tests.host_tree import RELEASE, create_host, host_of, write
+
+WORDS = " ".join(INTEL_PARAMETERS)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Host:
+    create_host(tmp_path)
+    shutil.rmtree(tmp_path / "sys/kernel/iommu_groups")
+    write(tmp_path, "proc/cmdline", "BOOT_IMAGE=/vmlinuz root=/dev/sda1 initrd=/initrd quiet\n")
+    return host_of(tmp_path)
+
+
+def test_an_iommu_that_is_off_but_there_is_asked_for(host: Host) -> None:
+    assert find_parameters(host) == INTEL_PARAMETERS
+
+
+def test_an_iommu_that_is_on_needs_no_parameters(host: Host) -> None:
+    (host.root / "sys/kernel/iommu_groups/0").mkdir(parents=True)
+
+    assert find_parameters(host) == ()
+    assert plan_parameters(host, ()).actions == ()
+
+
+@pytest.mark.parametrize("table", ["IVRS", ""])
+def test_where_parameters_would_not_help_none_are_added(table: str, host: Host) -> None:
+    tables = host.root / "sys/firmware/acpi/tables"
+    (tables / "DMAR").unlink()
+    if table:
+        write(tables, table)
+
+    assert find_parameters(host) == ()
+
+
+def test_a_kernel_that_was_asked_already_is_not_asked_again(host: Host) -> None:
+    write(host.root, "proc/cmdline", "intel_iommu=on\n")
+
+    assert find_parameters(host_of(host.root)) == ()
+
+
+def test_grub_gets_a_drop_in_that_adds_to_what_is_there(host: Host) -> None:
+    add_grub(host.root)
+
+    plan = plan_parameters(host, INTEL_PARAMETERS)
+
+    [file] = [action for action in plan.actions if isinstance(action, CreateFile)]
+    assert file.path == str(host.root / "etc/default/grub.d/arcsup.cfg")
+    line = f'GRUB_CMDLINE_LINUX_DEFAULT="$GRUB_CMDLINE_LINUX_DEFAULT {WORDS}"'
+    assert file.content.splitlines()[1] == line
+    assert file.then == (("update-grub",),)
+    assert plan.notes == (REBOOT,)
+
+
+def test_a_drop_in_that_is_there_waits_for_the_reboot(host: Host) -> None:
+    add_grub(host.root)
+    write(host.root, "etc/default/grub.d/arcsup.cfg")
+
+    plan = plan_parameters(host, INTEL_PARAMETERS)
+
+    assert (plan.actions, plan.notes) == ((), (REBOOT,))
+
+
+def test_a_grub_that_reads_no_drop_ins_is_left_to_the_user(host: Host) -> None:
+    add_grub(host.root)
+    write(host.root, "usr/bin/grub-mkconfig", ". ${sysconfdir}/default/grub\n", 0o755)
+
+    plan = plan_parameters(host, INTEL_PARAMETERS)
+
+    assert plan.actions == ()
+    assert plan.notes == (f"add to the kernel's command line and reboot: {WORDS}",)
+
+
+def test_the_command_line_of_kernel_install_is_added_to(host: Host) -> None:
+    add_systemd_boot(host.root, RELEASE, "root=/dev/sda1 iommu=pt")
+
+    plan = plan_parameters(host, INTEL_PARAMETERS)
+
+    [edit] = [action for action in plan.actions if isinstance(action, ReplaceFile)]
+    assert edit.after == "root=/dev/sda1 iommu=pt intel_iommu=on\n"
+    assert edit.then == (("kernel-install", "add", RELEASE, f"/boot/vmlinuz-{RELEASE}"),)
+
+
+def test_without_that_file_the_running_command_line_is_the_base(host: Host) -> None:
+    add_systemd_boot(host.root, RELEASE)
+
+    plan = plan_parameters(host, INTEL_PARAMETERS)
+
+    [file] = [action for action in plan.actions if isinstance(action, CreateFile)]
+    assert file.content == f"root=/dev/sda1 quiet {WORDS}\n"
+
+
+def test_a_command_line_that_is_changed_already_waits_for_the_reboot(host: Host) -> None:
+    add_systemd_boot(host.root, RELEASE, f"root=/dev/sda1 {WORDS}")
+
+    assert plan_parameters(host, INTEL_PARAMETERS).actions == ()
+
+
+def test_proxmox_refreshes_with_its_own_tool(host: Host) -> None:
+    add_systemd_boot(host.root, RELEASE, "root=ZFS=rpool")
+    add_program(host.root, "proxmox-boot-tool", "")
+    write(host.root, "etc/kernel/proxmox-boot-uuids", "ABCD-1234\n")
+
+    plan = plan_parameters(host, INTEL_PARAMETERS)
+
+    [edit] = [action for action in plan.actions if isinstance(action, ReplaceFile)]
+    assert edit.then == (("proxmox-boot-tool", "refresh"),)
+
+
+def test_without_a_way_to_refresh_the_line_is_told(host: Host) -> None:
+    write(host.root, "etc/kernel/cmdline", "root=/dev/sda1\n")
+
+    [note] = plan_parameters(host, INTEL_PARAMETERS).notes
+
+    assert f"make the line read root=/dev/sda1 {WORDS}" in note
+
+
+@pytest.mark.parametrize(
+    ("program", "command"),
+    [
+        ("grubby", f"grubby --update-kernel=ALL --args='{WORDS}'"),
+        ("kernelstub", f"kernelstub --add-options '{WORDS}'"),
+    ],
+)
+def test_where_a_program_changes_entries_its_command_is_told(
+    program: str, command: str, host: Host
+) -> None:
+    add_program(host.root, program, "")
+    add_grub(host.root)
+
+    plan = plan_parameters(host, INTEL_PARAMETERS)
+
+    assert plan.actions == ()
+    assert plan.notes == (f"as root, run: {command}; then reboot",)

@@ -1,0 +1,106 @@
+"""The verb setup: plan, apply, undo, and what each says."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.cli_runner import Cli
+from tests.fake_supervisor import FakeSupervisor
+from tests.host_programs import Recorder, add_programs, record
+from tests.host_tree import read_tree, write
+
+
+@pytest.fixture
+def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Cli:
+    return Cli(FakeSupervisor(), tmp_path / "nowhere", capsys)
+
+
+@pytest.fixture
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    return record(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def root(tmp_path: Path, recorder: Recorder) -> Path:
+    root = tmp_path / "host"
+    write(root, "etc/os-release", "ID=debian\n")
+    add_programs(root)
+    return root
+
+
+def test_without_apply_the_plan_is_shown_and_nothing_done(
+    cli: Cli, root: Path, recorder: Recorder
+) -> None:
+    before = read_tree(root)
+
+    result = cli("setup", "--root", str(root))
+
+    assert result.code == 0
+    assert result.out.splitlines()[0] == f"  1. make {root}/var/lib/arcsup (mode 750)"
+    assert "install with apt-get: qemu-system-x86 qemu-utils ovmf swtpm" in result.out
+    assert "arcsup setup --apply" in result.err
+    assert read_tree(root) == before
+    assert recorder.calls() == []
+
+
+def test_apply_tells_each_step_and_what_is_left_to_the_user(
+    cli: Cli, root: Path, recorder: Recorder
+) -> None:
+    result = cli("setup", "--root", str(root), "--apply")
+
+    assert result.code == 0
+    assert f"setup: write {root}/etc/arcsup/arcsup.yaml\n" in result.err
+    assert "usermod -aG arcsup" in result.out
+    assert len(recorder.calls("apt-get")) == 1
+    again = cli("setup", "--root", str(root), "--apply")
+    assert (again.code, again.err) == (0, "nothing is missing that setup can do\n")
+
+
+def test_undo_tells_what_it_takes_back_and_what_it_keeps(cli: Cli, root: Path) -> None:
+    before = read_tree(root)
+    cli("setup", "--root", str(root), "--apply")
+    write(root, "var/lib/arcsup/images/disk", "data")
+
+    result = cli("setup", "--root", str(root), "--undo")
+
+    assert result.code == 0
+    assert f"setup: undo: write {root}/etc/arcsup/arcsup.yaml\n" in result.err
+    assert f"kept: make {root}/var/lib/arcsup/images (mode 750): it is not empty\n" in result.out
+    assert set(read_tree(root)) - set(before) == {
+        *("var/lib/arcsup", "var/lib/arcsup/images", "var/lib/arcsup/images/disk"),
+    }
+    assert cli("setup", "--root", str(root), "--undo").err == "setup has done nothing here\n"
+
+
+def test_json_goes_alone_to_stdout(cli: Cli, root: Path) -> None:
+    plan = cli("setup", "--root", str(root), "--json").json
+    done = cli("setup", "--root", str(root), "--apply", "--json").json
+    undone = cli("setup", "--root", str(root), "--undo", "--json").json
+
+    assert plan == done
+    assert {action["kind"] for action in plan["actions"]} == {
+        *("CreateDirectory", "InstallPackages", "CreateGroup", "CreateFile", "RunCommand"),
+    }
+    assert len(undone["actions"]) == len(done["actions"])
+    assert undone["kept"] == []
+
+
+def test_what_did_not_end_is_in_the_plan(cli: Cli, root: Path) -> None:
+    write(root, "broken")
+
+    failed = cli("setup", "--root", str(root), "--apply")
+
+    assert failed.code == 1
+    assert "arcsup: apt-get " in failed.err
+    assert "ended with 100" in failed.err
+    first = cli("setup", "--root", str(root)).out.splitlines()[0]
+    assert first.startswith("  1. install with apt-get: ")
+    assert first.endswith("(again)")
+
+
+def test_apply_and_undo_do_not_go_together(cli: Cli, root: Path) -> None:
+    assert cli("setup", "--root", str(root), "--apply", "--undo").code == 2
+
+
+def test_a_root_that_is_not_there_is_wrong_usage(cli: Cli, tmp_path: Path) -> None:
+    assert cli("setup", "--root", str(tmp_path / "missing")).code == 2
