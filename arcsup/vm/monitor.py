@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import trio
@@ -68,7 +69,9 @@ async def _serve_session(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -
         async with open_qmp(stream) as qmp:
             greeting.deadline = math.inf
             vm.qmp = qmp
-            await _look(vm, workshop, qmp, bring_up)
+            # A QEMU that ends while it is asked has said why: that is among the events.
+            with suppress(ExecInterruptedError):
+                await _look(vm, workshop, qmp, bring_up)
             async with alongside(_feel_pulse, vm, workshop, qmp):
                 async for event in qmp.events:
                     await _on_event(vm, workshop, qmp, event, bring_up)
@@ -127,7 +130,8 @@ async def _on_event(
             workshop.tell(vm.name, "power-button", "the power button was pressed")
     if event.name in _LOOK_AFTER or qmp.lost_events:
         qmp.lost_events = False
-        await _look(vm, workshop, qmp, bring_up)
+        with suppress(ExecInterruptedError):
+            await _look(vm, workshop, qmp, bring_up)
 
 
 _LOOK_AFTER = frozenset({"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME", "WATCHDOG", "SUSPEND"})
