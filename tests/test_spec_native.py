@@ -238,8 +238,8 @@ def test_a_mac_of_digits_only_needs_no_quotes_although_yaml_takes_it_for_a_numbe
         ("usb: [046d:c52b]", "usb[0]: expected a map of vendor, product or of bus, port"),
         ("networks: [{type: vf}]", "networks[0].type: vf is not supported yet"),
         (
-            "%TAG !n! tag:nimyaml.org,2016:\n--- !n!custom:Config\na: 1",
-            "box.yaml:2:1: LibVF.IO file: not supported yet",
+            "%TAG !n! tag:nimyaml.org,2016:\n---\nmemory: !n!custom:Config 1",
+            "box.yaml:3:9: tag 'tag:nimyaml.org,2016:custom:Config' is not supported, remove it",
         ),
     ],
 )

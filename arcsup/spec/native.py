@@ -1,6 +1,5 @@
 """A VM file's text -> a Vm or every fault, and back."""
 
-import re
 from pathlib import Path
 from uuid import UUID
 
@@ -8,13 +7,14 @@ from attrs import evolve, frozen
 
 from arcsup.model import Display, DisplayType, Vm, VmName
 from arcsup.spec.codec import Json
+from arcsup.spec.draft import is_name
 from arcsup.spec.faults import Fault, Mark, Problem, Problems, error_of, place
 from arcsup.spec.identity import derive_uuid
-from arcsup.spec.nodes import Scalar, compose, decode, mark_at
+from arcsup.spec.libvfio import find_path, is_libvfio, translate_libvfio
+from arcsup.spec.nodes import Mapping, Scalar, compose
 from arcsup.spec.tables import VM
 from arcsup.spec.units import parse_name
 
-_LIBVFIO = re.compile(r"^---[ \t]+!n!custom:Config\b", re.MULTILINE)
 _NO_UUID = UUID(int=0)
 
 
@@ -29,32 +29,43 @@ class Parsed:
 
 
 def read_vm(source: str | bytes, file: Path, machine_id: str) -> Parsed:
-    """Return the VM of a native file, or all that is wrong with it. No input, no output.
+    """Return the VM of a native or LibVF.IO file, or all that is wrong with it.
 
     ``file`` gives the default name and stands in the faults; ``machine_id`` makes the uuid.
+    Reads and writes nothing.
     """
     stem = VmName(file.stem)
     try:
-        refuse_libvfio(decode(source))
         root = compose(source)
+        draft = translate_libvfio(root, file) if is_libvfio(root) else None
     except Problems as found:
         return Parsed(stem, None, place(found.problems, file))
-    named = root.find("name")
+    tree = root if draft is None else draft.tree()
+    named = tree.find("name")
     problems: list[Problem] = []
     if named is None:
         problems += _stem_problems(file.stem)
-    vm, more = VM.read_all(root, "", {"name": stem, "uuid": _NO_UUID})
+    vm, more = VM.read_all(tree, "", {"name": stem, "uuid": _NO_UUID})
     problems += more
-    name = VmName(named.text) if isinstance(named, Scalar) and _is_name(named.text) else stem
+    name = VmName(named.text) if isinstance(named, Scalar) and is_name(named.text) else stem
     if problems or vm is None:
+        if draft is not None:
+            problems = [evolve(p, path=find_path(root, p.mark) or p.path) for p in problems]
         return Parsed(name, None, place(problems, file))
     if vm.uuid == _NO_UUID:
         vm = evolve(vm, uuid=derive_uuid(machine_id, vm.name))
-    return Parsed(vm.name, vm, (), tuple(f"{file}: {line}" for line in find_doubts(vm)))
+    warnings = [str(note) for note in draft.notes] if draft is not None else []
+    return Parsed(vm.name, vm, (), tuple(f"{file}: {line}" for line in warnings + find_doubts(vm)))
+
+
+def compose_native(source: str | bytes, file: Path) -> Mapping:
+    """Return a file without faults as a tree of native keys. Raises Problems for another one."""
+    root = compose(source)
+    return translate_libvfio(root, file).tree() if is_libvfio(root) else root
 
 
 def load_vm(source: str | bytes, file: Path, machine_id: str) -> Vm:
-    """Return the VM of a native file. Raises SpecError with all faults, one per line."""
+    """Return the VM of a native or LibVF.IO file. Raises SpecError: all faults, one per line."""
     parsed = read_vm(source, file, machine_id)
     if parsed.vm is None:
         raise error_of(parsed.faults)
@@ -86,12 +97,6 @@ def find_doubts(vm: Vm) -> list[str]:
     return doubts
 
 
-def refuse_libvfio(text: str) -> None:
-    """Raise Problems for a file in LibVF.IO's dialect (``--- !n!custom:Config``)."""
-    if match := _LIBVFIO.search(text):
-        raise Problems.one(mark_at(text, match.start()), "", "LibVF.IO file: not supported yet")
-
-
 def _stem_problems(stem: str) -> list[Problem]:
     try:
         parse_name(stem)
@@ -99,14 +104,6 @@ def _stem_problems(stem: str) -> list[Problem]:
         message = f"the file's stem {stem!r}: {error}; rename the file or give a name"
         return [Problem(Mark(), "name", message)]
     return []
-
-
-def _is_name(text: str) -> bool:
-    try:
-        parse_name(text)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_open(display: Display) -> bool:

@@ -6,7 +6,7 @@ says, which is what PyYAML does; typing strictly is the codecs' business.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import yaml
 from attrs import evolve, field, frozen
@@ -22,6 +22,9 @@ DEEPEST = 32
 
 MOST_NODES = 20_000
 """Nodes of the tree with every alias written out: a "billion laughs" file ends here."""
+
+LIBVFIO_TAGS = "tag:nimyaml.org,2016:"
+"""What the tags of a LibVF.IO file begin with; its own is ``custom:Config``, on the whole."""
 
 _TAG = "tag:yaml.org,2002:"
 _KNOWN_TAGS = {_TAG + word for word in ("str", "int", "float", "bool", "null", "timestamp")}
@@ -55,11 +58,12 @@ class Sequence:
 
 @frozen
 class Mapping:
-    """A map as it was written: keys may be of any kind and come twice."""
+    """A map as it was written: keys may be of any kind and come twice. ``tag`` is LibVF.IO's."""
 
     mark: Mark
     pairs: tuple[tuple["Node", "Node"], ...]
     size: int
+    tag: str = ""
 
     def find(self, key: str) -> "Node | None":
         """Return the value of a key, None when it is not there."""
@@ -79,14 +83,19 @@ class _Open:
     mark: Mark
     anchor: str | None
     is_map: bool
+    tag: str = ""
     children: list[Node] = field(factory=list)
 
 
 def compose(source: str | bytes) -> Mapping:
-    """Return the map that a file's text holds. Raises Problems with the first thing wrong."""
+    """Return the map that a file's text holds. Raises Problems with the first thing wrong.
+
+    LibVF.IO's tags are taken in a file that is tagged as one as a whole, and nowhere else.
+    """
     text = decode(source)
+    foreign: list[yaml.NodeEvent] = []
     try:
-        root = _build(yaml.parse(text, Loader=_PARSER))
+        root = _build(_collect_foreign(yaml.parse(text, Loader=_PARSER), foreign))
     except yaml.MarkedYAMLError as error:
         raise _syntax_problem(error, text) from None
     except yaml.YAMLError as error:
@@ -95,6 +104,8 @@ def compose(source: str | bytes) -> Mapping:
         raise Problems.whole("the file is empty, expected a map of keys and values")
     if not isinstance(root, Mapping):
         raise Problems.one(root.mark, "", f"expected a map of keys and values, got {tell(root)}")
+    if foreign and not root.tag:
+        raise _unsupported(foreign[0])
     return root
 
 
@@ -202,13 +213,34 @@ def _build(events: Iterable[yaml.Event]) -> Node | None:
     return root
 
 
+def _collect_foreign(
+    events: Iterable[yaml.Event], foreign: list[yaml.NodeEvent]
+) -> Iterator[yaml.Event]:
+    """Yield the events on, and note those with a tag of LibVF.IO's."""
+    for event in events:
+        if isinstance(event, yaml.NodeEvent) and _tag_of(event).startswith(LIBVFIO_TAGS):
+            foreign.append(event)
+        yield event
+
+
+def _tag_of(event: yaml.NodeEvent) -> str:
+    tag: str | None = getattr(event, "tag", None)
+    return tag or ""
+
+
+def _unsupported(event: yaml.NodeEvent) -> Problems:
+    return Problems.one(_mark(event), "", f"tag {_tag_of(event)!r} is not supported, remove it")
+
+
 def _open(event: yaml.CollectionStartEvent, depth: int) -> _Open:
     mark = _mark(event)
     if depth >= DEEPEST:
         raise Problems.one(mark, "", f"nested deeper than {DEEPEST} levels")
-    if event.tag is not None:
-        raise Problems.one(mark, "", f"tag {event.tag!r} is not supported, remove it")
-    return _Open(mark, event.anchor, isinstance(event, yaml.MappingStartEvent))
+    if event.tag is not None and not event.tag.startswith(LIBVFIO_TAGS):
+        raise _unsupported(event)
+    is_whole = depth == 0 and event.tag == LIBVFIO_TAGS + "custom:Config"
+    is_map = isinstance(event, yaml.MappingStartEvent)
+    return _Open(mark, event.anchor, is_map, event.tag or "" if is_whole else "")
 
 
 def _close(opened: _Open) -> Node:
@@ -216,7 +248,7 @@ def _close(opened: _Open) -> Node:
     size = 1 + sum(child.size for child in children)
     if opened.is_map:
         pairs = tuple(zip(children[::2], children[1::2], strict=True))
-        return Mapping(opened.mark, pairs, size)
+        return Mapping(opened.mark, pairs, size, opened.tag)
     return Sequence(opened.mark, tuple(children), size)
 
 
@@ -224,10 +256,12 @@ def _scalar(event: yaml.ScalarEvent) -> Scalar:
     tag = event.tag
     if tag is None or tag == "!":
         tag = _resolve(event.value) if event.implicit[0] else _TAG + "str"
+    elif tag.startswith(LIBVFIO_TAGS):
+        tag = _TAG + "str" if event.style else _resolve(event.value)
     if tag in {_TAG + "merge", _TAG + "value"}:
         tag = _TAG + "str"
     if tag not in _KNOWN_TAGS:
-        raise Problems.one(_mark(event), "", f"tag {tag!r} is not supported, remove it")
+        raise _unsupported(event)
     return Scalar(_mark(event), tag.removeprefix(_TAG), event.value)
 
 

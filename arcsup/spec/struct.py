@@ -99,11 +99,15 @@ class Rule(Generic[T]):
 
 @frozen
 class Struct(Generic[S]):
-    """A map of known keys, read into an attrs class."""
+    """A map of known keys, read into an attrs class.
+
+    ``reference`` tells where all keys are listed, for a struct with too many to name.
+    """
 
     shape: type[S]
     keys: tuple[Key, ...]
     rules: tuple[Rule[S], ...] = ()
+    reference: str = "the README's table and `arcsup schema` have all that there are"
 
     @property
     def kind(self) -> str:
@@ -197,7 +201,7 @@ class Struct(Generic[S]):
         if close := difflib.get_close_matches(_plain(name), names, 1, 0.6):
             return f"did you mean {names[close[0]]}?"
         if len(self.keys) > MOST_NAMED:
-            return "the README's table and `arcsup schema` have all that there are"
+            return self.reference
         return f"expected one of {', '.join(key.name for key in self.keys)}"
 
     def write(self, value: object) -> Json:

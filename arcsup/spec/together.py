@@ -8,7 +8,8 @@ from attrs import frozen
 from arcsup.model import Forward, Vm, VmName
 from arcsup.spec.faults import Fault
 from arcsup.spec.identity import derive_mac
-from arcsup.spec.nodes import compose, locate
+from arcsup.spec.native import compose_native
+from arcsup.spec.nodes import locate
 from arcsup.spec.rules import list_ports, overlap
 
 
@@ -162,6 +163,6 @@ def _circle(vm: Vm, held: _Held) -> Iterator[tuple[str, str]]:
 
 
 def _place(source: Source, found: Sequence[tuple[str, str]]) -> tuple[Fault, ...]:
-    root = compose(source.text)
+    root = compose_native(source.text, source.file)
     marks = [(locate(root, path), path, message) for path, message in found]
     return tuple(Fault(source.file, m.line, m.column, path, text) for m, path, text in marks)
