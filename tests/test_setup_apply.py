@@ -17,7 +17,6 @@ from arcsup.setup.host import Host, rebase
 from arcsup.setup.journal import Journal
 from arcsup.setup.packages import APT
 from arcsup.setup.plan import SetupPlan, plan_setup
-from arcsup.setup.resources import read_resource
 from arcsup.spec.config import load_config
 from tests.host_programs import (
     Recorder,
@@ -399,7 +398,3 @@ def test_the_plan_reads_as_what_will_happen(root: Path) -> None:
     assert words[0] == f"make {root}/var/lib/arcsup (mode 750)"
     assert f"write {root}/etc/default/grub.d/arcsup.cfg, then run update-grub" in words
     assert words[-1] == "run systemctl enable --now arcsup.service"
-
-
-def test_what_setup_installs_comes_from_the_checkout_or_the_package() -> None:
-    assert "resync: 30s" in read_resource("config/arcsup.yaml")
