@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from arcsup.vm.logfiles import LARGEST_LOG
 from tests.leftovers import find_sockets
 from tests.qemu.daemon import PATIENCE, TINY, Daemon, end, running_daemon
 
@@ -513,3 +514,17 @@ def test_hooks_run_around_the_life_of_a_vm(daemon: Daemon) -> None:
     daemon.call("stop", "one", wait="30")
 
     assert told.read_text().split("\n")[:-1] == [f"{moment} one" for moment in moments]
+
+
+def test_a_log_that_grows_without_bound_is_begun_anew_under_its_qemu(short_dir: Path) -> None:
+    config = short_dir / "arcsup.yaml"
+    config.write_text("resync: 1s\n")
+    with running_daemon(short_dir, "--config", str(config)) as daemon:
+        daemon.drop("one")
+        daemon.wait_for("one", "running")
+        log = daemon.log / "one" / "qemu.log"
+
+        os.truncate(log, LARGEST_LOG + 1)
+
+        daemon.until(lambda: log.stat().st_size == 0, "it is emptied")
+        assert log.with_name("qemu.log.1").stat().st_size == LARGEST_LOG + 1
