@@ -1,0 +1,168 @@
+"""Slices of all kinds behind one interface: look, make, take back.
+
+First ``prepare_slice``, whose answer goes into the ownership journal; only then ``create_slice``.
+Each can be repeated after a crash at any instruction: what is there already is found, what is half
+done is finished, and ``remove_slice`` undoes as much as there is.
+"""
+
+import os
+import stat
+from pathlib import Path
+
+from arcsup.devices import Backend
+from arcsup.errors import Terminal, Transient
+from arcsup.host.binding import bind_slice, binding_obstacle, observe_binding, restore_slice
+from arcsup.host.cards import PCI
+from arcsup.host.display import find_console, observe_display
+from arcsup.host.holders import find_holders
+from arcsup.host.in_use import FindHolders
+from arcsup.host.iommu import IommuGroups
+from arcsup.host.mdev import create_mdev, mdev_obstacle, remove_mdev
+from arcsup.host.owned import OwnedSlice, Rebinding, SliceChoice, device_path
+from arcsup.host.sriov import set_vf_mac
+from arcsup.host.sysfs import Sysfs
+from arcsup.host.vendor_slices import create_vendor, find_type_id, remove_vendor, vendor_obstacle
+
+__all__ = [
+    "OwnedSlice",
+    "Rebinding",
+    "SliceChoice",
+    "create_slice",
+    "find_group_node",
+    "is_ready",
+    "prepare_slice",
+    "remove_slice",
+]
+
+_DEV = Path("/dev")
+
+
+async def prepare_slice(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
+    """Look at what a choice would change, and change nothing.
+
+    Raises Terminal for the host's own display without ``forced``, Transient where something is
+    not there yet, Stuck where the kernel does not answer.
+    """
+    slice_id, slice_type = choice.id, choice.type
+    rebindings: tuple[Rebinding, ...] = ()
+    if choice.backend is Backend.MDEV:
+        # The kernel writes uuids in lower case whatever it was given.
+        slice_id = slice_id.lower()
+    elif choice.backend is Backend.VENDOR_VFIO:
+        slice_type = find_type_id(sysfs, slice_id, slice_type or "")
+    else:
+        addresses = (slice_id, *choice.companions)
+        if choice.backend is Backend.PASSTHROUGH and not choice.forced:
+            for address in addresses:
+                _require_not_the_hosts(sysfs, address)
+        rebindings = tuple([await observe_binding(sysfs, address) for address in addresses])
+    return OwnedSlice(
+        backend=choice.backend,
+        slot=choice.slot,
+        id=slice_id,
+        card=choice.card,
+        parent=choice.parent,
+        type=slice_type,
+        path=sysfs.full(device_path(choice.backend, slice_id)),
+        rebindings=rebindings,
+        vram_mib=choice.vram_mib,
+        mac=choice.mac,
+    )
+
+
+async def create_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
+    """Make a slice, or find it made; afterwards it was seen to be as wanted.
+
+    Raises Transient (taken meanwhile, busy, not there yet), Stuck (no answer from the kernel) or
+    Terminal (an unknown type, no IOMMU, a group that is not viable).
+    """
+    match owned.backend:
+        case Backend.MDEV:
+            await create_mdev(owned, sysfs)
+        case Backend.VENDOR_VFIO:
+            await create_vendor(owned, sysfs)
+        case Backend.SRIOV | Backend.PASSTHROUGH:
+            if owned.mac is not None:
+                await set_vf_mac(sysfs, owned.id, owned.mac)
+            await bind_slice(owned, sysfs)
+
+
+async def remove_slice(
+    owned: OwnedSlice, sysfs: Sysfs, *, holders: FindHolders = find_holders
+) -> None:
+    """Take a slice back, or find it gone; what is not ours is left as it is.
+
+    ``holders`` looks who has VFIO devices open. Raises Refused while somebody has this one, Stuck
+    where the device does not come back.
+    """
+    match owned.backend:
+        case Backend.MDEV:
+            await remove_mdev(owned, sysfs, holders)
+        case Backend.VENDOR_VFIO:
+            await remove_vendor(owned, sysfs, holders)
+        case Backend.SRIOV | Backend.PASSTHROUGH:
+            await restore_slice(owned, sysfs, holders)
+
+
+def find_group_node(owned: OwnedSlice, sysfs: Sysfs, dev: Path = _DEV) -> Path | None:
+    """Return the node of a slice's IOMMU group, made yet or not; None where it has no group."""
+    number = IommuGroups(sysfs).number_of(owned.device)
+    return None if number is None else dev / "vfio" / str(number)
+
+
+def is_ready(
+    owned: OwnedSlice, sysfs: Sysfs, *, user: tuple[int, int] | None = None, dev: Path = _DEV
+) -> str:
+    """Return what is missing until QEMU can open the slice; "" when nothing is.
+
+    ``user`` is the uid and gid of that QEMU (None: our own).
+    """
+    obstacle = {
+        Backend.MDEV: mdev_obstacle,
+        Backend.VENDOR_VFIO: vendor_obstacle,
+        Backend.SRIOV: binding_obstacle,
+        Backend.PASSTHROUGH: binding_obstacle,
+    }[owned.backend](owned, sysfs)
+    if obstacle:
+        return obstacle
+    node = find_group_node(owned, sysfs, dev)
+    if node is None:
+        return f"{owned.id} has no IOMMU group"
+    for each in (dev / "vfio/vfio", node):
+        if missing := _node_obstacle(each, user):
+            return missing
+    return ""
+
+
+def _node_obstacle(node: Path, user: tuple[int, int] | None) -> str:
+    try:
+        status = node.stat()
+    except OSError:
+        return f"{node} is not there yet"
+    is_open = os.access(node, os.R_OK | os.W_OK) if user is None else _may_open(status, *user)
+    return "" if is_open else f"{node} may not be read and written by QEMU's user"
+
+
+def _may_open(status: os.stat_result, uid: int, gid: int) -> bool:
+    """Apply the mode bits as the kernel does: only the first class that fits counts."""
+    mode = stat.S_IMODE(status.st_mode)
+    if uid == 0:
+        return True
+    if uid == status.st_uid:
+        return mode & 0o600 == 0o600
+    return mode & 0o060 == 0o060 if gid == status.st_gid else mode & 0o006 == 0o006
+
+
+def _require_not_the_hosts(sysfs: Sysfs, address: str) -> None:
+    path = f"{PCI}/{address}"
+    real = sysfs.real(path)
+    if real is None:
+        raise Transient(f"{address} is not there")
+    reason = observe_display(sysfs, path, real, find_console(sysfs))
+    if not reason and sysfs.text(f"{path}/boot_vga") == "1":
+        reason = "it is the boot display"
+    if reason:
+        raise Terminal(
+            f"{address} shows the host's own picture: {reason}",
+            "take another card, or name this one's address in the request to have it all the same",
+        )
