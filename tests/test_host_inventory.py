@@ -545,3 +545,78 @@ def test_the_captured_a100_offers_on_its_vfs(tree: Tree) -> None:
     assert sizes["nvidia-698"] == 81920
     assert sizes["nvidia-699"] == 10240
     assert sum(kind.available or 0 for kind in card.types if kind.id == "nvidia-699") == 3
+
+
+@pytest.mark.skipif(not CAPTURES.is_dir(), reason="no captures beside the checkout")
+def test_the_captured_samples_take_from_one_another(tree: Tree) -> None:
+    text = (CAPTURES / "K02-lab-6.1-mdev-rmmod-capacity.txt").read_text()
+    after = text.partition("mbochs-large/create")[2].splitlines()[1:4]
+    left = dict(line.split() for line in after)
+    mbochs = [evolve(kind, available=left[kind.id]) for kind in MBOCHS]
+    tree.populate_mdev(tree.populate_sample("mbochs", mbochs), UUID, "mbochs-large")
+    card = card_of(look(tree), "mbochs")
+    assert offered(card) == {
+        "mbochs-large": (64, 3),
+        "mbochs-medium": (16, 12),
+        "mbochs-small": (4, 48),
+    }
+    assert [piece.vram_mib for piece in card.slices] == [64]
+    assert card.rule is CapacityRule.ANY
+
+
+@pytest.mark.skipif(not CAPTURES.is_dir(), reason="no captures beside the checkout")
+def test_the_captured_physical_function_has_its_vfs(tree: Tree) -> None:
+    text = (CAPTURES / "K03-lab-6.1-nvme-sriov.txt").read_text()
+    section = text.partition("##### PF\n")[2].partition("\n\n")[0]
+    files = dict(line.split("=", 1) for line in section.splitlines() if "=" in line)
+    ids = f"{files['vendor'][2:]}:{files['device'][2:]}"
+    pf = tree.populate_pci(
+        "0000:01:00.0",
+        pci_class=files["class"],
+        ids=ids,
+        subsystem=f"{files['subsystem_vendor'][2:]}:{files['subsystem_device'][2:]}",
+        driver=files["DRIVER"],
+        group=4,
+        files=files,
+    )
+    vfs = [line.split()[1] for line in text.splitlines() if line.startswith("VF ")]
+    tree.populate_vfs(pf, vfs, pci_class=files["class"], first_group=5)
+    around = evolve(nameless(), also=frozenset({"0000:01:00.0"}))
+    card = card_of(look(tree, around), "0000:01:00.0")
+    assert (card.vfs_total, card.numa_node) == (4, None)
+    assert (card.vendor, card.device, card.subsystem) == ("1b36", "0010", "1af4:1100")
+    assert card.local_cpus == frozenset({0, 1})
+    assert card.reset_methods == ("flr", "bus")
+    assert [(vf.address, vf.group) for vf in card.vfs] == [
+        ("0000:01:00.1", 5),
+        ("0000:01:00.2", 6),
+    ]
+    assert card.backends == (Backend.SRIOV,)
+
+
+@pytest.mark.skipif(not CAPTURES.is_dir(), reason="no captures beside the checkout")
+def test_the_captured_group_with_one_function_bound_is_viable(tree: Tree) -> None:
+    text = (CAPTURES / "K05-lab-6.1-busy-vf.txt").read_text()
+    members = [line.split() for line in text.splitlines() if line.startswith("00:1f.")]
+    for slot, arrow, *driver in members:
+        assert arrow == "->"
+        name = driver[0] if driver else None
+        tree.populate_pci(f"0000:{slot}", pci_class="0x060100", driver=name, group=3)
+    tree.populate_pci("0000:00:1f.4", group=3)
+    card = card_of(look(tree), "0000:00:1f.4")
+    assert "viable=1" in text
+    assert card.group is not None
+    assert len(card.group.members) == 4
+    assert card.group.blockers == ()
+
+
+def test_a_group_that_does_not_tell_its_members_is_not_viable(tree: Tree) -> None:
+    path = tree.populate_pci(CARD)
+    tree.link(f"{path}/iommu_group", "kernel/iommu_groups/3")
+    assert "group 3 does not tell its members" in card_of(look(tree)).why
+
+
+def test_vfs_of_nvidias_without_vgpus_are_told(tree: Tree) -> None:
+    pf = tree.populate_pci(CARD, driver="nvidia", group=1, files={"sriov_totalvfs": "16\n"})
+    tree.populate_vfs(pf, VFS, driver="nvidia", first_group=5)
+    assert card_of(look(tree)).why == "its VFs offer no vGPU types"

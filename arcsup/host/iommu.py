@@ -51,6 +51,8 @@ class IommuGroups:
         members = self.sysfs.names(f"{folder}/devices")
         found = (self._blocker(folder, member) for member in members if member not in along)
         blockers = [blocker for blocker in found if blocker]
+        if not set(along) & set(members):
+            blockers.append(f"group {number} does not tell its members")
         if self.sysfs.text(f"{folder}/name") == _NO_IOMMU:
             blockers.append(f"group {number} has no IOMMU behind it (noiommu mode)")
         return IommuGroup(number, tuple(members), tuple(blockers))

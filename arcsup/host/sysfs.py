@@ -46,10 +46,14 @@ class Sysfs:
     def names(self, folder: str) -> list[str]:
         """Return what is in a folder, in order; nothing where it is not there."""
         try:
-            return sorted(os.listdir(self.full(folder)))
+            found = os.listdir(self.full(folder))
         except OSError as error:
             self._note(folder, error)
             return []
+        names = [name for name in found if name.isprintable()]
+        if len(names) < len(found):
+            self.fault(folder, "has entries whose names are no text")
+        return sorted(names)
 
     def has(self, path: str) -> bool:
         """Tell whether there is such an entry, a link that leads to one included."""
@@ -106,13 +110,17 @@ class Sysfs:
     def link_name(self, path: str) -> str | None:
         """Return the last part of where a link leads, whether that is there or not."""
         try:
-            return os.path.basename(os.readlink(self.full(path))) or None
+            name = os.path.basename(os.readlink(self.full(path)))
         except OSError as error:
             if error.errno == errno.EINVAL:
                 self.fault(path, "expected a link")
             else:
                 self._note(path, error)
             return None
+        if name in {"", ".", ".."} or not name.isprintable():
+            self.fault(path, "leads to nothing that has a name")
+            return None
+        return name
 
     def real(self, path: str) -> str | None:
         """Return where ``path`` really is, relative to the root; None when it is nowhere in it."""
@@ -125,7 +133,7 @@ class Sysfs:
                 self._note(path, error)
             return None
         root = os.path.realpath(self.root)
-        if not real.startswith(f"{root.rstrip('/')}/"):
+        if not real.startswith(f"{root.rstrip('/')}/") or not real.isprintable():
             self.fault(path, "leads out of the device tree")
             return None
         return os.path.relpath(real, root)

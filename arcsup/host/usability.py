@@ -44,6 +44,8 @@ def _oddities(card: Card, unsettled: Sequence[str], faults: Sequence[str]) -> It
         yield "it has types, but none of them can be made now"
     if card.driver == "nvidia" and card.vfs_total and not card.vfs:
         yield f"its VFs are not there: /usr/lib/nvidia/sriov-manage -e {card.address} makes them"
+    if card.driver == "nvidia" and card.vfs and not card.types and not _offers_types(card):
+        yield "its VFs offer no vGPU types"
 
 
 def _passthrough_obstacles(card: Card) -> Iterable[str]:
