@@ -11,7 +11,7 @@ from attrs import asdict
 
 from tests.bench.measurement import Measurement
 
-PARTS = ("vms",)
+PARTS = ("vms", "virsh", "choose")
 
 
 def main(names: list[str]) -> int:
