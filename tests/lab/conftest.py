@@ -55,13 +55,13 @@ def outer() -> Iterator[Outer]:
 def plug(outer: Outer) -> Iterator[Callable[[str], None]]:
     """Push a card into the empty slot; it is taken out after the test."""
     yield outer.plug
-    if outer.is_plugged():
-        outer.unplug()
-        wait_until(lambda: not outer.is_plugged())
+    for card in outer.plugged():
+        outer.unplug(card)
+    wait_until(lambda: not outer.plugged())
 
 
 @pytest.fixture
-def unplug(outer: Outer) -> Callable[[], None]:
+def unplug(outer: Outer) -> Callable[[str], None]:
     """Take the plugged card out."""
     return outer.unplug
 

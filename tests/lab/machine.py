@@ -181,6 +181,8 @@ def find_kvm(system: System, kernel: Path, cache: Path) -> bool:
 def run_guest(command: list[str], output: Path, deadline: float) -> int:
     """Run the guest's pytest; its output goes to stdout as it comes, and to OUTPUT/output.txt."""
     console = output / "console.txt"
+    # Ended by timeout(1) or by CI, the guest ends too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with (
         console.open("wb") as errors,
         (output / "output.txt").open("wb") as copy,

@@ -58,11 +58,11 @@ class Outer:
         assert isinstance(answer, dict)
         return answer
 
-    def plug(self, card: str = "bochs-display", identity: str = "plugged") -> None:
-        """Push a card into the empty slot; the kernel sees it about a second later."""
-        self.execute("device_add", driver=card, id=identity, bus="empty-port")
+    def plug(self, card: str = "bochs-display") -> None:
+        """Push a card (one of CARDS) into the empty slot; the kernel sees it soon after."""
+        self.execute("device_add", driver=card, id=card, bus="empty-port")
 
-    def unplug(self, identity: str = "plugged") -> None:
+    def unplug(self, card: str = "bochs-display") -> None:
         """Ask for the card: the kernel lets it go within some seconds, after its driver has.
 
         QEMU refuses while the slot's light still blinks, some seconds after a card came.
@@ -70,7 +70,7 @@ class Outer:
         end = time.monotonic() + 30
         while True:
             try:
-                self.execute("device_del", id=identity)
+                self.execute("device_del", id=card)
             except OuterError as error:
                 if "guest is busy" not in str(error) or time.monotonic() > end:
                     raise
@@ -78,11 +78,11 @@ class Outer:
             else:
                 return
 
-    def is_plugged(self, identity: str = "plugged") -> bool:
-        """Whether the card is still in its slot."""
+    def plugged(self) -> list[str]:
+        """The cards that were plugged and are still in the slot."""
         devices = self.execute("qom-list", path="/machine/peripheral")
         assert isinstance(devices, list)
-        return identity in {device["name"] for device in devices}
+        return [device["name"] for device in devices if device["name"] in CARDS]
 
     def power_button(self) -> None:
         """Press the machine's power button (shortly)."""

@@ -75,7 +75,7 @@ def test_there_are_two_nodes_with_a_cpu_and_hugepages_each() -> None:
 
 
 def test_a_plugged_card_is_announced_with_its_class_and_gets_its_memory(
-    plug: Callable[[str], None], unplug: Callable[[], None], uevents: Uevents
+    plug: Callable[[str], None], unplug: Callable[[str], None], uevents: Uevents
 ) -> None:
     plug("bochs-display")
     while True:
@@ -86,7 +86,7 @@ def test_a_plugged_card_is_announced_with_its_class_and_gets_its_memory(
     # The event comes before memory is assigned: whoever reads at once may find zeros.
     resources = PCI / event.name / "resource"
     wait_until(lambda: int(resources.read_text().split()[0], 16) != 0)
-    unplug()
+    unplug("bochs-display")
     uevents.wait_for("remove", event.name)
 
 
