@@ -100,7 +100,7 @@ class SlowDriver:
                     name=kind.name,
                     vram_mib=None if kind.vram is None else MiB(kind.vram),
                     available=self.available(kind, parent),
-                    maximum=self._most(kind),
+                    maximum=kind.maximum if parent == self.address else self.most(kind),
                     device_api="vfio-pci",
                     parent=parent,
                     backend=Backend.MDEV,
@@ -123,9 +123,7 @@ class SlowDriver:
             rule=self.rule,
         )
 
-    def _most(self, kind: Kind) -> int | None:
-        if not self.vfs:
-            return kind.maximum
-        # On VFs nothing else tells how many the card can have.
+    def most(self, kind: Kind) -> int:
+        """Return how many the card can have; on VFs nothing else tells."""
         most = self.units // kind.units
         return most if kind.maximum is None else min(most, kind.maximum)

@@ -1,6 +1,7 @@
 """Choosing: random worlds are its specification, a slow driver and brute force its judges."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from uuid import UUID, uuid5
 
 from attrs import evolve, frozen
@@ -46,7 +47,7 @@ class World:
 
 
 @st.composite
-def kinds(draw: st.DrawFn, rule: CapacityRule) -> tuple[Kind, ...]:
+def kinds(draw: st.DrawFn, rule: CapacityRule, *, on_vfs: bool) -> tuple[Kind, ...]:
     found = []
     for number in range(draw(st.integers(1, 4))):
         vram = draw(st.sampled_from(SIZES if rule is CapacityRule.ANY else SIZES[1:]))
@@ -54,7 +55,8 @@ def kinds(draw: st.DrawFn, rule: CapacityRule) -> tuple[Kind, ...]:
         by_memory = rule is not CapacityRule.ANY and vram is not None
         units = vram // 512 if by_memory and vram else draw(st.integers(1, 8))
         letter = draw(st.sampled_from("QBA"))
-        maximum = draw(st.none() | st.integers(1, 6))
+        # On VFs the maximum is all that tells of the card's memory, so it tells just that.
+        maximum = None if on_vfs else draw(st.none() | st.integers(1, 6))
         found.append(Kind(f"nvidia-{number}", f"M-{number}{letter}", vram, units, maximum))
     return tuple(found)
 
@@ -66,7 +68,7 @@ def drivers(draw: st.DrawFn, address: str) -> SlowDriver:
     driver = SlowDriver(
         address=address,
         rule=rule,
-        kinds=draw(kinds(rule)),
+        kinds=draw(kinds(rule, on_vfs=vfs > 0)),
         units=draw(st.integers(1, 16)),
         vfs=tuple(f"{address[:-2]}.{number + 1}" for number in range(vfs)),
         vendor=draw(st.sampled_from(["10de", "8086"])),
@@ -281,24 +283,24 @@ def suits(driver: SlowDriver, kind: Kind, parent: str, request: GpuRequest) -> b
     return low <= (kind.vram or 0) <= high and kind.name.endswith(request.suffix)
 
 
-def preference(way: Possible, node: int | None, *, spread: bool) -> tuple[int | str, ...]:
+def preference(way: Possible, nodes: set[int], *, spread: bool) -> tuple[int | str, ...]:
     """The order that the issue gives, written down once more."""
     driver = way.driver
     sizes = {made.kind.vram or made.kind.id for made in driver.made}
     size = way.kind.vram or way.kind.id
     packed = 0 if size in sizes else 1 if sizes else 2
     free = sum(driver.available(way.kind, parent) for parent in driver.parents)
-    most = sum(made.kind == way.kind for made in driver.made)
     if driver.vfs:
-        limits = [driver.units // way.kind.units, way.kind.maximum or 1 << 30]
-        equal = driver.rule in (CapacityRule.SAME_SIZE, CapacityRule.SAME_TYPE)
-        free = min(free, min(limits) - (len(driver.made) if equal else most))
+        free = min(free, driver.most(way.kind) - sum(made.kind == way.kind for made in driver.made))
+        if driver.rule in (CapacityRule.SAME_SIZE, CapacityRule.SAME_TYPE):
+            alike = [driver.most(kind) for kind in driver.kinds if kind.vram == way.kind.vram]
+            free = min(free, max(alike) - len(driver.made))
         if driver.rule is CapacityRule.MIXED:
             left = driver.units - sum(made.kind.units for made in driver.made)
             free = min(free, left // way.kind.units)
     return (
         (1 if sizes else 0) if spread else packed,
-        int(node is not None and driver.numa_node != node),
+        int(bool(nodes) and driver.numa_node not in nodes),
         -(way.kind.vram or 0),
         "QBA".index(way.kind.name[-1]) if driver.vendor == "10de" else 0,
         -free,
@@ -322,10 +324,117 @@ def test_a_single_request_gets_the_best_that_brute_force_finds(
     if not ways:
         assert isinstance(outcome, Refusal)
     else:
-        best = min(ways, key=lambda way: preference(way, node, spread=world.policy.spread))
+        nodes = set() if node is None else {node}
+        best = min(ways, key=lambda way: preference(way, nodes, spread=world.policy.spread))
         assert isinstance(outcome, Choice), str(outcome)
         expected = (best.driver.address, best.parent, best.kind.id)
         assert (outcome.card, outcome.parent, outcome.type) == expected
+
+
+@st.composite
+def plain_drivers(draw: st.DrawFn, address: str) -> SlowDriver:
+    """Draw a card on which what is left of one type follows from the numbers of the others."""
+    vfs = draw(st.sampled_from([0, 0, 2, 4]))
+    sizes = draw(st.lists(st.sampled_from(SIZES[1:]), min_size=1, max_size=4))
+    return SlowDriver(
+        address=address,
+        rule=draw(st.sampled_from([CapacityRule.SAME_TYPE, CapacityRule.SAME_SIZE])),
+        kinds=tuple(
+            Kind(f"nvidia-{number}", f"M-{number}Q", size, (size or 0) // 512, None)
+            for number, size in enumerate(sizes)
+        ),
+        units=draw(st.integers(4, 16)),
+        vfs=tuple(f"{address[:-2]}.{number + 1}" for number in range(vfs)),
+        numa_node=draw(st.sampled_from([None, 0, 1])),
+    )
+
+
+PLAIN_REQUESTS = st.builds(
+    GpuRequest,
+    max_vram_mib=st.sampled_from([None, MiB(1024), MiB(2048)]),
+    mdev_type=st.sampled_from(["", "", "nvidia-0", "nvidia-1"]),
+)
+
+
+@given(
+    st.tuples(*(plain_drivers(address) for address in CARDS)),
+    st.lists(st.lists(PLAIN_REQUESTS, min_size=1, max_size=2), max_size=8),
+    st.booleans(),
+)
+def test_vm_after_vm_gets_the_best_that_is_left_or_leaves_it_to_the_next(
+    found: tuple[SlowDriver, ...], asked: list[list[GpuRequest]], spread: bool
+) -> None:
+    files = tuple(
+        VmRequests(VmName(f"vm{number}"), UUID(int=number), tuple(requests))
+        for number, requests in enumerate(asked)
+    )
+    outcomes = World(found, files, {}, Policy(spread=spread)).assign().outcomes
+
+    for vm in files:
+        got = {slot: outcomes[vm.name, slot] for slot in range(len(vm.requests))}
+        ways = dict(enumerate(best_in_turn(found, vm, spread=spread)))
+        if None in ways.values():
+            assert all(isinstance(outcome, Refusal) for outcome in got.values())
+            continue
+        for slot, outcome in got.items():
+            way = ways[slot]
+            assert isinstance(outcome, Choice), str(outcome)
+            assert way is not None
+            expected = (way.driver.address, way.parent, way.kind.id)
+            assert (outcome.card, outcome.parent, outcome.type) == expected
+
+
+def best_in_turn(
+    found: tuple[SlowDriver, ...], vm: VmRequests, *, spread: bool
+) -> list[Possible | None]:
+    """Make the best for each request of a VM; take all back where one of them gets nothing."""
+    before = [list(driver.made) for driver in found]
+    nodes: set[int] = set()
+    ways: list[Possible | None] = []
+    for slot, request in enumerate(vm.requests):
+        possible = brute_force(found, request)
+        key = partial(preference, nodes=set(nodes), spread=spread)
+        way = min(possible, key=key, default=None)
+        ways.append(way)
+        if way is not None:
+            way.driver.make(Made(f"{vm.name} {slot}", way.kind, way.parent, vm.name, ours=True))
+            if way.driver.numa_node is not None:
+                nodes.add(way.driver.numa_node)
+    if None in ways:
+        for driver, made in zip(found, before, strict=True):
+            driver.made = made
+    return ways
+
+
+@given(st.data(), st.sampled_from(CapacityRule), st.integers(0, 5))
+def test_a_card_filled_to_the_brim_keeps_its_rule(
+    data: st.DataObject, rule: CapacityRule, vfs: int
+) -> None:
+    offered = data.draw(kinds(rule, on_vfs=vfs > 0))
+    names = tuple(f"{CARDS[0][:-2]}.{number + 1}" for number in range(vfs))
+    driver = SlowDriver(CARDS[0], rule, offered, data.draw(st.integers(4, 32)), names)
+    asked = data.draw(st.lists(st.sampled_from(offered), min_size=4, max_size=16))
+    files = tuple(
+        VmRequests(VmName(f"vm{n}"), UUID(int=n), (GpuRequest(mdev_type=kind.id),))
+        for n, kind in enumerate(asked)
+    )
+    world = World((driver,), files, {}, Policy())
+
+    # Planned and made again and again, for what is planned is on the safe side of what fits.
+    for _ in asked:
+        carry_out(world, assign(files, world.inventory, Policy(), made_of(driver)))
+
+    assert not any(
+        driver.can_make(kind, parent)
+        for vm, kind in zip(files, asked, strict=True)
+        if vm.name not in {made.vm for made in driver.made}
+        for parent in driver.parents
+    )
+
+
+def made_of(driver: SlowDriver) -> dict[Place, Held]:
+    found = ((made.vm, held_of(driver, made, in_use=False)) for made in driver.made)
+    return {(vm, 0): held for vm, held in found if vm is not None}
 
 
 @given(worlds())

@@ -140,7 +140,7 @@ def available_on(kind: SliceType, card: Card) -> int:
     """Return how many more the kernel would make of a type on a parent, guessed if it is mute."""
     if kind.available is not None:
         return kind.available
-    if card.rule in (CapacityRule.SAME_TYPE, CapacityRule.SAME_SIZE):
+    if card.rule in _EQUAL_SIZES:
         size = size_of(kind.id, kind.vram_mib)
         cut = [piece for piece in card.slices if piece.backend in VGPU]
         if any(size_of(piece.type, piece.vram_mib) != size for piece in cut):
@@ -154,7 +154,8 @@ def make_shares(
     """Return share -> what is left of it, under a rule (the card's own, or mixed mode's to be).
 
     ``total`` is what all parents together have of each type. On VFs that says little: each has one
-    vGPU, and there are more VFs than the card can have vGPUs; so the card's maximum counts too.
+    vGPU, and there are more VFs than the card can have vGPUs; so the card's maximum counts too,
+    all vGPUs of one size against the largest maximum of that size.
     """
     members: dict[str, list[Offer]] = {}
     for offer in offers:
@@ -168,8 +169,10 @@ def make_shares(
         for offer in group:
             room, limit = total[offer.id], limits.get(offer.id)
             if limit is not None:
-                counted = offer.id if rule in _COUNTED_BY_TYPE else ""
-                room = min(room, limit - used[counted])
+                room = min(room, limit - used[offer.id])
+                if rule in _EQUAL_SIZES:
+                    alike = [limits.get(each.id, 0) for each in group if each.size == offer.size]
+                    room = min(room, max(alike) - used[""])
             if free is not None and offer.vram_mib:
                 room = min(room, free // offer.vram_mib)
             available[offer.id] = max(0, room)
@@ -181,18 +184,20 @@ def make_shares(
     return shares
 
 
-_COUNTED_BY_TYPE = (CapacityRule.ANY, CapacityRule.MIXED)
+_EQUAL_SIZES = (CapacityRule.SAME_TYPE, CapacityRule.SAME_SIZE)
 
 
 def _limits(card: Card) -> dict[str, int]:
-    """Return type -> the most of the card, where it is told or can be told.
+    """Return type -> the most of the card, for types on VFs, where it is told or can be told.
 
-    A vendor vGPU's list tells no maximum. While nothing is cut, its largest type is the whole card.
+    What a card itself has available says all. A vendor vGPU's list tells no maximum; while nothing
+    is cut, its largest type is the whole card.
     """
-    limits = {kind.id: kind.maximum for kind in card.types if kind.maximum is not None}
+    on_vfs = [kind for kind in card.types if kind.parent != card.address]
+    limits = {kind.id: kind.maximum for kind in on_vfs if kind.maximum is not None}
     if any(piece.backend in VGPU for piece in card.slices):
         return limits
-    vendor = {k.id: k.vram_mib for k in card.types if k.backend is Backend.VENDOR_VFIO}
+    vendor = {kind.id: kind.vram_mib for kind in on_vfs if kind.backend is Backend.VENDOR_VFIO}
     largest = max((size for size in vendor.values() if size), default=0)
     guessed = {each: largest // size for each, size in vendor.items() if size}
     return guessed | limits
