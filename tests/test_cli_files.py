@@ -112,7 +112,9 @@ def test_qemu_prints_what_would_be_run(cli: Cli, vms: Path, tmp_path: Path) -> N
 
     assert "qemu-system" in argv[0]
     assert cli("qemu", "a", "-o", "argv", *places).out.splitlines() == argv
-    assert read_back(cli("qemu", str(vms / "a.yaml"), *places).out.strip()) == argv
+    first, command = cli("qemu", str(vms / "a.yaml"), *places).out.strip().split("\n\n")
+    assert read_back(command) == argv
+    assert first.startswith(f"mkdir -p -m 700 {tmp_path}/r/a ")
 
 
 def read_back(command: str) -> list[str]:

@@ -24,6 +24,7 @@ from arcsup.places import Places
 
 if TYPE_CHECKING:
     from arcsup.spec.faults import Fault
+    from arcsup.vm.preview import Preview
 
 
 class Finding(TypedDict):
@@ -154,7 +155,8 @@ def _format(finding: Finding) -> str:
 def qemu(session: Session, what: str, output: str, **options: Unpack[PlaceOptions]) -> int:
     """Print the exact QEMU command line of a VM.
 
-    Nothing is made or started, and no daemon is needed.
+    Nothing is made or started, and no daemon is needed. For a shell, what QEMU needs beside it
+    comes first: its folders and helper programs.
 
     Exits with 3, and says why, when a device that the VM needs is not there.
 
@@ -170,16 +172,16 @@ def qemu(session: Session, what: str, output: str, **options: Unpack[PlaceOption
     file = Path(what).absolute() if is_file(what) else _find_file(session, places, what)
     text = read_vm_file(file)
     try:
-        argv = preview_command(text, file, places)
+        preview = preview_command(text, file, places)
     except (Transient, Terminal) as error:
         tell_error(error.message, error.hint)
         return ExitCode.NOT_AS_DESIRED
     if output == "json":
-        print_json(argv)
+        print_json(list(preview.argv))
     elif output == "argv":
-        print("\n".join(argv))
+        print("\n".join(preview.argv))
     else:
-        print(format_shell(argv))
+        print(format_script(preview))
     return ExitCode.OK
 
 
@@ -192,6 +194,17 @@ def _find_file(session: Session, places: Places, name: str) -> Path:
     if Path(name).name != name or not file.exists():
         raise NoSuchObject(f"there is no VM {name}: no daemon knows it, and there is no {file}")
     return file
+
+
+def format_script(preview: "Preview") -> str:
+    """Return a shell script: what must be there first, and after an empty line QEMU itself."""
+    lines = [shlex.join(command) for command in preview.prepare]
+    lines += [f"{format_shell(helper)} &" for helper in preview.helpers]
+    # A helper that was just started may not listen yet.
+    lines += [
+        f"until test -S {shlex.quote(str(path))}; do sleep 0.1; done" for path in preview.sockets
+    ]
+    return "\n".join([*lines, "", format_shell(preview.argv)])
 
 
 def format_shell(argv: Iterable[str]) -> str:

@@ -7,7 +7,7 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -123,7 +123,11 @@ def _check_image(path: Path, disk: Disk, what: str) -> None:
         )
 
 
-async def _create(disk: Disk, path: Path, images: Path, what: str) -> None:
+def creation_command(disk: Disk, images: Path, what: str) -> Callable[[str], Argv]:
+    """Return what makes of a path the command that creates a missing disk there.
+
+    Raises Terminal where nothing tells how to make it.
+    """
     if disk.size_mib is None and disk.base is None:
         raise Terminal(
             f"{what}: does not exist", hint="add size: (or base:) to have it made, or put it there"
@@ -132,12 +136,18 @@ async def _create(disk: Disk, path: Path, images: Path, what: str) -> None:
         raise Terminal(f"{what}: does not exist", hint="an empty read-only disk is of no use")
     options = () if disk.base is None else _overlay_options(disk, images, what)
     size = () if disk.size_mib is None else (f"{disk.size_mib}M",)
+    # qemu-img needs no quoting for a path, but a "x:" would be a protocol of its own.
+    before = ("qemu-img", "create", "-q", "-f", disk.format.value, *options)
+    return lambda path: (*before, path, *size)
+
+
+async def _create(disk: Disk, path: Path, images: Path, what: str) -> None:
+    command = creation_command(disk, images, what)
     seconds = SECONDS_TO_CREATE + (disk.size_mib or 0) / MIB_PER_EXTRA_SECOND
     try:
         _make_folder(path, images)
         with _part_of(path) as part:
-            # qemu-img needs no quoting for a path, but a "x:" would be a protocol of its own.
-            argv = ("qemu-img", "create", "-q", "-f", disk.format.value, *options, part.name, *size)
+            argv = command(part.name)
             finished = await run_program(argv, seconds=seconds, hint="install qemu-utils")
             if finished.returncode != 0:
                 raise Terminal(

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import pytest
 
 from arcsup.vm.logfiles import LARGEST_LOG
-from tests.leftovers import find_sockets
+from tests.leftovers import find_processes_naming, find_sockets
 from tests.qemu.daemon import PATIENCE, TINY, Daemon, end, running_daemon
 
 NOBODY = 65534
@@ -386,6 +387,39 @@ def raw_monitor(path: str) -> Iterator[Any]:
         with lines:
             ask("qmp_capabilities")
             yield ask
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        pytest.param("", id="plain"),
+        pytest.param("tpm: true\nshares: [{path: SHARED, tag: shared}]\n", id="helpers"),
+        pytest.param("firmware: uefi\n", id="uefi"),
+        pytest.param("disks: [{path: new.qcow2, size: 1MiB}]\n", id="disk"),
+    ],
+)
+def test_the_command_that_is_printed_runs_when_it_is_pasted(short_dir: Path, more: str) -> None:
+    (short_dir / "shared").mkdir()
+    file = short_dir / "one.yaml"
+    file.write_text(TINY + more.replace("SHARED", str(short_dir / "shared")))
+    places = [f"--{name}={short_dir / name}" for name in ("run", "state", "log-dir")]
+    printed = subprocess.run(
+        [sys.executable, "-m", "arcsup", "qemu", str(file), *places],
+        capture_output=True, text=True, check=True, timeout=PATIENCE,
+    )  # fmt: skip
+    assert "-m 64M" in printed.stdout
+
+    shell = subprocess.Popen(["sh", "-c", printed.stdout], stdin=subprocess.DEVNULL)
+    monitor = short_dir / "run" / "one" / "monitor.sock"
+    with shell:
+        while not monitor.exists():
+            assert shell.poll() is None, "the shell ended"
+            time.sleep(0.01)
+        with raw_monitor(str(monitor)) as ask:
+            assert ask("query-status")["status"] == "running"
+            ask("quit")
+    while find_processes_naming(short_dir):
+        time.sleep(0.01)
 
 
 # --- a user's session ----------------------------------------------------------------------------
