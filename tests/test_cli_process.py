@@ -57,7 +57,14 @@ def call(run_dir: Path, *arguments: str, **environment: str) -> subprocess.Compl
     [
         *(["list"], ["list", "--json"], ["status", "web"], ["why", "web"], ["stop", "web"]),
         *(["wait", "web"], ["events"], ["start", "web*"], ["version"]),
-        *(["logs", "web"], ["qmp", "web", "x"], ["plan"], ["check", "--help"]),
+        *(
+            ["gpu", "list"],
+            ["inventory"],
+            ["logs", "web"],
+            ["qmp", "web", "x"],
+            ["plan"],
+            ["check", "--help"],
+        ),
     ],
     ids=" ".join,
 )

@@ -4,12 +4,16 @@ The file has 1.4 MB of text in three depths of indentation. It is searched as by
 devices that a host has; reading it line by line would take longer than everything else.
 """
 
+import re
 from pathlib import Path
 
 from attrs import define, field
 
 PLACES = (Path("/usr/share/misc/pci.ids"), Path("/usr/share/hwdata/pci.ids"))
 """Where Debian and where Fedora, openSUSE and Arch have it."""
+
+_NOT_BELOW = [re.compile(rb"\n(?!\t{%d}|#|\n|\Z)" % (depth + 1)) for depth in range(3)]
+"""The next line that does not belong to an entry of each depth."""
 
 
 @define(eq=False)
@@ -50,18 +54,9 @@ class PciIds:
                 return ""
             line_end = self._text.find(b"\n", found + 1)
             name = self._text[found + 1 : line_end].strip().partition(b"  ")[2]
-            begin, end = line_end, min(end, self._end_of_block(line_end, depth))
+            after = _NOT_BELOW[depth].search(self._text, line_end, end)
+            begin, end = line_end, after.start() + 1 if after else end
         return name.decode(errors="replace").strip()
-
-    def _end_of_block(self, begin: int, depth: int) -> int:
-        """Return where what belongs to the entry ends: at the next line no deeper than it is."""
-        assert self._text is not None
-        deeper = b"\n" + b"\t" * (depth + 1)
-        while 0 <= begin < len(self._text) - 1:
-            if not self._text.startswith((deeper, b"\n#", b"\n\n"), begin):
-                return begin + 1
-            begin = self._text.find(b"\n", begin + 1)
-        return len(self._text)
 
     def _read(self) -> bytes:
         for place in self.places:
