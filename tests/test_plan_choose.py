@@ -128,6 +128,14 @@ def test_a_card_cut_in_this_size_is_taken_before_a_whole_one_and_spread_turns_th
     assert chosen(spread[A, 0]).card == FIRST
 
 
+def test_a_card_that_was_just_cut_for_another_vm_is_filled_up_first() -> None:
+    cards = (a6000(FIRST, node=0), a6000(SECOND, node=1))
+
+    got = choose(cards, vm(A, EXAMPLE, node=1), vm(B, EXAMPLE))
+
+    assert [chosen(got[name, 0]).card for name in (A, B)] == [SECOND, SECOND]
+
+
 def test_the_second_gpu_of_a_vm_is_on_the_numa_node_of_its_first() -> None:
     cards = (a6000(FIRST, node=0), a6000(SECOND, node=1))
     whole = GpuRequest(min_vram_mib=MiB(48 * 1024))
