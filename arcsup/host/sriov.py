@@ -27,6 +27,7 @@ _WRITE_SECONDS = 60.0
 _TOOL_SECONDS = 120.0
 _READY_SECONDS = 30.0
 _LOCK_TRIES = 5
+_LOCK_PAUSE = 1.0
 """sriov-manage needs a lock that a monitoring program may have for a moment."""
 
 _VIRTFN = re.compile(r"virtfn(\d{1,5})")
@@ -205,7 +206,7 @@ async def _run_sriov_manage(sysfs: Sysfs, address: str, count: int, tool: Path) 
     said = ""
     for attempt in range(_LOCK_TRIES):
         if attempt:
-            await trio.sleep(1)
+            await trio.sleep(_LOCK_PAUSE)
         command = [str(tool), "-e" if count else "-d", address]
         end = await run_helper(command, seconds=_TOOL_SECONDS, what=f"{tool} {address}")
         said = end.output.strip()

@@ -1,0 +1,185 @@
+"""What the files and tools say; how the kernel behaves is shown in tests/lab/test_backends.py."""
+
+from pathlib import Path
+
+import pytest
+import trio
+
+from arcsup.errors import ArcsupError, Terminal, Transient
+from arcsup.host import sriov
+from arcsup.host.sriov import VfQuota, enable_vfs, find_vfs, set_vf_mac
+from arcsup.host.sysfs import Sysfs
+from tests.trees import L40S, Tree
+
+CARD = "0000:41:00.0"
+VFS = ["0000:41:00.4", "0000:41:00.5"]
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    return Tree(tmp_path / "sys")
+
+
+def script(path: Path, text: str) -> Path:
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+def add_card(tree: Tree, driver: str = "nvidia", total: int = 2) -> str:
+    return tree.populate_pci(CARD, driver=driver, files={"sriov_totalvfs": f"{total}\n"})
+
+
+def add_idle_vfs(tree: Tree) -> None:
+    """Make NVIDIA's VFs, which nothing links to yet."""
+    for vf in VFS:
+        tree.populate_vendor(tree.populate_pci(vf, driver="nvidia"), L40S)
+
+
+def linking_tool(tree: Tree, card: str, path: Path, before: str = "") -> Path:
+    """Return a tool that makes the links to the VFs, as the vendor's makes the VFs."""
+    links = "\n".join(
+        f"ln -s ../{vf} {tree.root}/{card}/virtfn{number}" for number, vf in enumerate(VFS)
+    )
+    return script(path, f'{before}\necho "$@" >>{path}.said\n{links}')
+
+
+async def answer(tree: Tree, count: int, tool: Path) -> ArcsupError:
+    with pytest.raises(ArcsupError) as caught:
+        await enable_vfs(CARD, count, Sysfs(tree.root), sriov_manage=tool)
+    return caught.value
+
+
+def test_vfs_are_counted_by_their_links_in_order(tree: Tree) -> None:
+    pf = add_card(tree)
+    tree.populate_vfs(pf, [f"0000:41:01.{number}" for number in range(3)])
+    tree.link(f"{pf}/virtfn10", "devices/pci0000:00/0000:41:02.2")
+    assert list(find_vfs(Sysfs(tree.root), CARD)) == [0, 1, 2, 10]
+
+
+async def test_the_vendors_tool_makes_vfs_where_a_write_is_refused(
+    tree: Tree, tmp_path: Path
+) -> None:
+    card = add_card(tree)
+    add_idle_vfs(tree)
+    tool = linking_tool(tree, card, tmp_path / "sriov-manage")
+    await enable_vfs(CARD, 1, Sysfs(tree.root), sriov_manage=tool)
+    assert Path(f"{tool}.said").read_text() == f"-e {CARD}\n"
+    await enable_vfs(CARD, 2, Sysfs(tree.root), sriov_manage=tool)
+    assert Path(f"{tool}.said").read_text() == f"-e {CARD}\n", "they are there: not again"
+
+
+async def test_a_tool_that_ends_well_and_does_nothing_is_not_believed(
+    tree: Tree, tmp_path: Path
+) -> None:
+    add_card(tree)
+    error = await answer(tree, 2, script(tmp_path / "sriov-manage", "echo skipped; exit 0"))
+    assert isinstance(error, Transient)
+    assert str(error) == (
+        f"{CARD}: its virtual functions did not change; sriov-manage said: skipped"
+    )
+
+
+async def test_a_lock_that_somebody_has_is_tried_again(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sriov, "_LOCK_PAUSE", 0.0)
+    card = add_card(tree)
+    add_idle_vfs(tree)
+    once, refusal = tmp_path / "once", "echo Cannot obtain unbindLock; exit 1"
+    locked = f"[ -e {once} ] || {{ touch {once}; {refusal}; }}"
+    tool = linking_tool(tree, card, tmp_path / "sriov-manage", before=locked)
+    await enable_vfs(CARD, 2, Sysfs(tree.root), sriov_manage=tool)
+    always = script(tmp_path / "locked", refusal)
+    for number in range(2):
+        (tree.root / card / f"virtfn{number}").unlink()
+    error = await answer(tree, 2, always)
+    assert isinstance(error, Transient)
+    assert "nvidia-persistenced" in error.hint
+
+
+async def test_a_tool_that_is_not_installed_is_said(tree: Tree, tmp_path: Path) -> None:
+    add_card(tree)
+    error = await answer(tree, 2, tmp_path / "sriov-manage")
+    assert isinstance(error, Terminal)
+    assert f"{tmp_path}/sriov-manage is not there" in str(error)
+
+
+async def test_vfs_that_do_not_get_their_files_are_waited_for_only_so_long(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sriov, "_READY_SECONDS", 0.1)
+    tree.populate_vfs(add_card(tree), VFS)
+    error = await answer(tree, 2, tmp_path / "sriov-manage")
+    assert str(error) == f"{VFS[0]} is not usable yet: its driver has not taken it"
+
+
+async def test_sriov_that_the_driver_has_off_is_told_from_none(tree: Tree, tmp_path: Path) -> None:
+    add_card(tree, driver="xe", total=0)
+    error = await answer(tree, 1, tmp_path)
+    assert isinstance(error, Terminal)
+    assert "switched off" in str(error)
+    assert "max_vfs" in error.hint
+
+
+async def test_fewer_vfs_than_asked_for_are_not_passed_off_as_enough(
+    tree: Tree, tmp_path: Path
+) -> None:
+    card = add_card(tree, driver="xe", total=7)
+    tree.write(f"{card}/sriov_numvfs", "0\n")
+    error = await answer(tree, 4, tmp_path)
+    assert (tree.root / card / "sriov_numvfs").read_text() == "4"
+    assert str(error) == f"{CARD}: 4 virtual functions were asked for and 0 were made"
+
+
+async def test_quotas_go_to_the_files_that_the_driver_has(tree: Tree) -> None:
+    card = add_card(tree, driver="xe")
+    tree.populate_vfs(card, VFS)
+    folders = [f"sriov_admin/vf{number}/profile" for number in (1, 2)]
+    folders += [f"drm/card0/prelim_iov/vf{number}/gt0" for number in (1, 2)]
+    for folder in folders:
+        tree.write(f"{card}/{folder}/exec_quantum_ms", "0")
+    tree.write(f"{card}/{folders[1]}/vram_quota", "0")
+    quota = VfQuota(vram_mib=2048, exec_quantum_ms=20, preempt_timeout_us=1000)
+    await enable_vfs(CARD, 2, Sysfs(tree.root), quota=quota)
+    texts = [(tree.root / card / folder / "exec_quantum_ms").read_text() for folder in folders]
+    assert texts == ["20"] * 4
+    assert (tree.root / card / folders[1] / "vram_quota").read_text() == str(2048 << 20)
+
+
+@pytest.fixture
+def network_vfs(tree: Tree) -> Tree:
+    pf = tree.populate_pci(CARD, pci_class="0x020000", driver="igb")
+    tree.populate_vfs(pf, VFS, pci_class="0x020000")
+    tree.write(f"{pf}/net/enp65s0/address", "52:54:00:00:00:01\n")
+    return tree
+
+
+@pytest.mark.parametrize("key", ["mac", "address"])
+async def test_a_network_vfs_address_is_set_and_seen(
+    network_vfs: Tree, tmp_path: Path, key: str
+) -> None:
+    seen = f'[{{"vfinfo_list":[{{"vf":0}},{{"vf":1,"{key}":"52:54:00:aa:bb:cc"}}]}}]'
+    ip = script(tmp_path / "ip", f"echo \"$@\" >>{tmp_path}/said\n[ $1 = link ] || echo '{seen}'")
+    await set_vf_mac(Sysfs(network_vfs.root), VFS[1], "52:54:00:AA:BB:CC", ip=str(ip))
+    said = (tmp_path / "said").read_text().splitlines()
+    assert said == [
+        "link set dev enp65s0 vf 1 mac 52:54:00:AA:BB:CC",
+        "-json link show dev enp65s0",
+    ]
+
+
+async def test_an_address_that_the_driver_refuses_is_said(
+    network_vfs: Tree, tmp_path: Path
+) -> None:
+    refusal = "RTNETLINK answers: Operation not permitted"
+    ip = script(tmp_path / "ip", f"[ $1 = link ] && echo {refusal}; exit 2")
+    with pytest.raises(Transient, match="MAC address unknown") as caught:
+        await set_vf_mac(Sysfs(network_vfs.root), VFS[0], "52:54:00:aa:bb:cc", ip=str(ip))
+    assert caught.value.hint == f"ip said: {refusal}"
+
+
+async def test_only_a_vf_of_a_network_interface_gets_an_address(tree: Tree) -> None:
+    tree.populate_vfs(add_card(tree), VFS)
+    with trio.fail_after(30), pytest.raises(Transient, match="no virtual function of a network"):
+        await set_vf_mac(Sysfs(tree.root), VFS[0], "52:54:00:aa:bb:cc")
