@@ -27,11 +27,12 @@ def main() -> int:
 
     output = Path(os.environ["ARCSUP_LAB"])
     arguments = (output / "arguments").read_text().split("\0")[:-1]
+    # T="tests/lab/test_mdev.py::test_x" stands for itself, T="-k mdev" for a choice among all.
+    is_named = any(Path(argument.split("::")[0]).exists() for argument in arguments)
     options = ["-p", "pytest_trio.plugin", "-p", "no:cacheprovider"]
+    options += [f"--junit-xml={output}/junit.xml", *([] if is_named else ["tests/lab"])]
     try:
-        return int(
-            pytest.main(["tests/lab", *options, f"--junit-xml={output}/junit.xml", *arguments])
-        )
+        return int(pytest.main([*options, *arguments]))
     finally:
         (output / "finished").touch()
 
