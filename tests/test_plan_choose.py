@@ -254,16 +254,28 @@ def test_each_vf_goes_to_one_vm_and_none_that_somebody_else_bound() -> None:
 def test_a_whole_card_must_be_uncut_alone_in_its_group_and_not_the_hosts_display() -> None:
     request = GpuRequest(kind=GpuKind.PASSTHROUGH)
     named = evolve(request, address=PciAddress(FIRST))
-    display = evolve(a6000(), boot_vga=True)
+    display = evolve(a6000(), boot_vga=True, usable=False, why="it is the host's boot display")
     shared = evolve(a6000(), group=IommuGroup(7, (FIRST,), (f"{SECOND} is in use",)))
 
     assert chosen(choose((a6000(),), vm(A, request))[A, 0]).id == FIRST
     assert "boot display" in str(choose((display,), vm(A, request))[A, 0])
-    assert isinstance(choose((display,), vm(A, named))[A, 0], Choice)
+    assert chosen(choose((display,), vm(A, named))[A, 0]).forced
     allowed = Policy(cards=(GpuPolicy(FIRST),))
     assert isinstance(choose((display,), vm(A, request), policy=allowed)[A, 0], Choice)
     assert f"{SECOND} is in use" in str(choose((shared,), vm(A, named))[A, 0])
     assert "slices of it exist" in str(choose((a6000(uncut=False),), vm(A, named))[A, 0])
+
+
+def test_a_card_that_others_bound_to_vfio_is_taken_only_by_its_address() -> None:
+    bound = Slice(Backend.PASSTHROUGH, FIRST, None, FIRST, "devices/x")
+    card = evolve(a6000(), driver="vfio-pci", types=(), slices=(bound,))
+    held_open = evolve(card, slices=(evolve(bound, holders=(4711,)),))
+    request = GpuRequest(kind=GpuKind.PASSTHROUGH)
+    named = evolve(request, address=PciAddress(FIRST))
+
+    assert "not by arcsup" in str(refused(choose((card,), vm(A, request))[A, 0]))
+    assert chosen(choose((card,), vm(A, named))[A, 0]).id == FIRST
+    assert "in use by somebody else" in str(refused(choose((held_open,), vm(A, named))[A, 0]))
 
 
 def test_two_cards_of_one_iommu_group_go_to_one_vm() -> None:

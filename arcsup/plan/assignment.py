@@ -121,7 +121,8 @@ class Choice:
     """The slice that a slot gets. ``id`` is an mdev's uuid, else the function's PCI address.
 
     ``exists`` says that it is there already; else it is to be made of ``type`` on ``parent``.
-    ``because`` says what spoke for it.
+    ``because`` says what spoke for it. With a whole card go its ``companions``; ``forced`` says
+    that it is the host's display, and that the operator named it all the same.
     """
 
     backend: Backend
@@ -134,6 +135,8 @@ class Choice:
     exists: bool
     numa_node: int | None
     because: str
+    companions: tuple[str, ...] = ()
+    forced: bool = False
 
 
 @frozen

@@ -224,11 +224,12 @@ class Planner:
     def _make_choice(self, vm: VmRequests, take: _Take, because: str) -> Choice:
         offer, card = take.offer, take.room.card
         is_type = offer.id not in (VF, WHOLE)
+        is_whole = offer.id == WHOLE
         is_mdev = offer.backend is Backend.MDEV
         return Choice(
             backend=offer.backend,
             card=card.address,
-            parent=take.parent if is_type else card.address,
+            parent=take.parent,
             type=offer.id if is_type else None,
             type_name=offer.name,
             vram_mib=offer.vram_mib,
@@ -236,6 +237,8 @@ class Planner:
             exists=False,
             numa_node=card.numa_node,
             because=because,
+            companions=tuple(each.address for each in card.companions) if is_whole else (),
+            forced=is_whole and (card.boot_vga or bool(card.in_use_by_host)),
         )
 
 
@@ -289,8 +292,5 @@ def _speak_for(found: Candidate, request: GpuRequest, nodes: frozenset[int]) -> 
         said = (
             "no card with room is cut in this size" if not found.room.cut else "a cut card has room"
         )
-    return (
-        f"{said}, near the VM (NUMA node {found.room.card.numa_node})"
-        if nodes and not away
-        else said
-    )
+    is_near = nodes and not away
+    return f"{said}, near the VM (NUMA node {found.room.card.numa_node})" if is_near else said

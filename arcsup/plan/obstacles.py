@@ -54,6 +54,8 @@ def find_obstacle(
         return bar
     if kind is GpuKind.PASSTHROUGH:
         return _passthrough_obstacle(card, named=named or table.names(card))
+    if not card.usable:
+        return Obstacle(card.why or "not usable", None if card.driver else WaitFor.DRIVER)
     if any(backend in BACKENDS[kind] for backend in card.backends):
         return _vf_obstacle(card, policy) if kind is GpuKind.VF else _vgpu_obstacle(card)
     return _missing_backend(card, kind)
@@ -66,8 +68,6 @@ def find_bar(card: Card, policy: Policy, table: PolicyTable) -> Obstacle | None:
         return Obstacle("excluded by `gpus` in arcsup.yaml")
     if card.address in policy.quarantined:
         return Obstacle(QUARANTINED)
-    if not card.usable:
-        return Obstacle(card.why or "not usable", None if card.driver else WaitFor.DRIVER)
     return None
 
 
@@ -124,6 +124,14 @@ def _passthrough_obstacle(card: Card, *, named: bool) -> Obstacle | None:
         return Obstacle("it has no IOMMU group: the IOMMU is off (intel_iommu=on, amd_iommu=on)")
     if card.group.blockers:
         return Obstacle("; ".join(card.group.blockers))
+    foreign = [p for p in card.slices if p.backend is Backend.PASSTHROUGH and not p.ours]
+    if any(piece.holders for piece in foreign):
+        return Obstacle("in use by somebody else", WaitFor.CAPACITY)
+    if foreign and not named:
+        # Bound at boot, as for LibVF.IO, or by another manager: only the operator can tell.
+        return Obstacle(
+            f"bound to {card.driver}, and not by arcsup; `address` in the request takes it"
+        )
     if not named and card.in_use_by_host:
         return Obstacle(
             f"in use by the host ({card.in_use_by_host}); `address` in the request "

@@ -199,5 +199,7 @@ def _count_cut(card: Card) -> Counter[str]:
 
 
 def _owner_of_whole(card: Card) -> str:
+    """Return who has a card as a whole; bound by others and held by nobody, it is nobody's."""
     pieces = [piece for piece in card.slices if piece.backend is Backend.PASSTHROUGH]
-    return next((piece.vm or "somebody else" for piece in pieces), "")
+    taken = (piece for piece in pieces if piece.ours or piece.holders)
+    return next((piece.vm or "somebody else" for piece in taken), "")

@@ -5,7 +5,7 @@ from uuid import UUID, uuid5
 
 from attrs import define, field
 
-from arcsup.devices import Slice
+from arcsup.devices import Backend, Slice
 from arcsup.model import GpuKind, GpuRequest, VmName
 from arcsup.plan.assignment import Choice, Held, Policy, Slots
 from arcsup.plan.candidates import Candidates
@@ -80,6 +80,7 @@ def _keep(
     offer = _find_offer(room, piece)
     if not _is_met(request, room, piece, offer):
         return None
+    is_whole = piece.backend is Backend.PASSTHROUGH
     return Choice(
         backend=piece.backend,
         card=card.address,
@@ -91,6 +92,8 @@ def _keep(
         exists=True,
         numa_node=card.numa_node,
         because=KEPT,
+        companions=tuple(each.address for each in card.companions) if is_whole else (),
+        forced=is_whole and (card.boot_vga or bool(card.in_use_by_host)),
     )
 
 
