@@ -7,7 +7,7 @@ readonly suite_packages=ca-certificates,kmod,udev,busybox-static,gcc,make,python
 make_system() {
     need_packages mmdebstrap:mmdebstrap
     say "making a Debian $suite in the cache"
-    rm -rf "$sysroot"
+    rm -rf "${sysroot:?}"
     mmdebstrap --quiet --variant=apt --mode=root --include="$suite_packages" \
         --aptopt='APT::Install-Recommends "false"' \
         --dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-exclude=/usr/share/man/*' \
@@ -36,12 +36,12 @@ print(*project["dependencies"], *tests, sep="\n")' "$top/pyproject.toml")
 # The suite's QEMU runs on the host with its own libraries.
 make_qemu_wrapper() {
     local libraries=$sysroot/usr/lib/x86_64-linux-gnu
-    cat >"$cache/qemu-system-x86_64" <<EOF
-#!/bin/sh
-QEMU_MODULE_DIR='$libraries/qemu' exec '$sysroot/lib64/ld-linux-x86-64.so.2' \\
-    --library-path '$libraries' '$sysroot/usr/bin/qemu-system-x86_64' \\
-    -L '$sysroot/usr/share/qemu' -L '$sysroot/usr/share/seabios' -L '$sysroot/usr/lib/ipxe/qemu' "\$@"
-EOF
+    # No here-document: a line with #! would make a script of this file to linters.
+    printf '%s\n' '#!/bin/sh' \
+        "QEMU_MODULE_DIR='$libraries/qemu' exec '$sysroot/lib64/ld-linux-x86-64.so.2' \\" \
+        "    --library-path '$libraries' '$sysroot/usr/bin/qemu-system-x86_64' \\" \
+        "    -L '$sysroot/usr/share/qemu' -L '$sysroot/usr/share/seabios' \\" \
+        "    -L '$sysroot/usr/lib/ipxe/qemu' \"\$@\"" >"$cache/qemu-system-x86_64"
     chmod +x "$cache/qemu-system-x86_64"
 }
 
@@ -56,7 +56,7 @@ put_modules_in_place() {
     local version
     version=$(<"$cache/version")
     cmp -s "$cache/current" "$sysroot/lib/modules/$version/key" && return
-    rm -rf "$sysroot/usr/lib/modules"
+    rm -rf "${sysroot:?}/usr/lib/modules"
     mkdir -p "$sysroot/usr/lib/modules"
     cp -r "$(<"$cache/current")/lib/modules/$version" "$sysroot/usr/lib/modules/"
     cp "$cache/current" "$sysroot/usr/lib/modules/$version/key"
