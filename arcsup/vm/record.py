@@ -149,13 +149,15 @@ class RecordStore:
 def _read(path: Path) -> Record:
     try:
         raw: Any = json.loads(path.read_text())
-        if isinstance(raw, dict) and raw.get("format", 0) > FORMAT:
+        if not isinstance(raw, dict):
+            raise TypeError("it holds no JSON object")
+        if isinstance(version := raw.get("format"), int) and version > FORMAT:
             raise Terminal(
                 f"{path} was written by a newer arcsup",
                 "install that version again, or end its VMs and remove the file",
             )
         return _converter.structure(raw, Record)
-    except (OSError, ValueError, cattrs.BaseValidationError) as error:
+    except (OSError, ValueError, TypeError, RecursionError, cattrs.BaseValidationError) as error:
         raise Terminal(
             f"{path} cannot be read: {error}",
             "it tells which QEMU belongs to the VM: end that QEMU, then remove the file",
