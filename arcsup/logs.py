@@ -78,7 +78,8 @@ def encode(record: logging.LogRecord) -> bytes:
     }
     parts = []
     for key, value in fields.items():
-        data = value.encode()
+        # A file name that is not UTF-8 must not cost the line.
+        data = value.encode(errors="backslashreplace")
         if b"\n" in data:
             parts.append(b"%s\n%s%s\n" % (key.encode(), struct.pack("<Q", len(data)), data))
         else:
