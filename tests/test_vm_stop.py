@@ -1,0 +1,99 @@
+"""The stop ladder on a simulated clock: each rung, its deadline, and what is told of it."""
+
+import signal
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock, memory_stream_pair
+
+from arcsup.vm.process import Process, ProcessEnd, ProcessId
+from arcsup.vm.qmp import Qmp
+from arcsup.vm.stop import INSIST, Rung, RungTaken, stop_qemu
+
+
+class Stubborn(Process):
+    """A process that ends on one signal only, or on none: then it sleeps uninterruptibly."""
+
+    def __init__(self, ends_on: signal.Signals | None) -> None:
+        super().__init__(ProcessId("boot", 1, 1), -1)
+        self.ends_on = ends_on
+        self.sent: list[signal.Signals] = []
+        self.gone = trio.Event()
+
+    @property
+    def ended(self) -> bool:
+        return self.gone.is_set()
+
+    def send(self, number: signal.Signals) -> None:
+        self.sent.append(number)
+        if number is self.ends_on:
+            self.gone.set()
+
+    async def wait(self) -> ProcessEnd:
+        await self.gone.wait()
+        return ProcessEnd(signal=self.ends_on)
+
+
+async def stop(
+    process: Process, monitor: Qmp | None = None, *, hard: bool = False
+) -> list[RungTaken]:
+    taken: list[RungTaken] = []
+    nowhere = Path("/nonexistent/agent.sock")
+    await stop_qemu(process, lambda: monitor, nowhere, guest_time=60, hard=hard, took=taken.append)
+    return taken
+
+
+async def silent_monitor() -> Qmp:
+    ours, _theirs = memory_stream_pair()
+    return Qmp(ours)
+
+
+async def test_without_a_monitor_the_guests_time_is_not_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    process = Stubborn(signal.SIGTERM)
+
+    assert await stop(process) == [RungTaken(Rung.TERMINATE, 0.0, enough=True)]
+    assert trio.current_time() == 0
+
+
+async def test_a_silent_monitor_costs_its_answers_and_not_the_guests_time(
+    autojump_clock: MockClock,
+) -> None:
+    process = Stubborn(signal.SIGTERM)
+
+    taken = await stop(process, await silent_monitor())
+
+    assert taken[-1].rung is Rung.TERMINATE
+    assert taken[-1].enough
+    assert trio.current_time() <= 10
+
+
+async def test_what_ignores_sigterm_is_killed_after_its_time(autojump_clock: MockClock) -> None:
+    process = Stubborn(signal.SIGKILL)
+
+    taken = await stop(process)
+
+    assert [(it.rung, it.enough) for it in taken] == [(Rung.TERMINATE, False), (Rung.KILL, True)]
+    assert trio.current_time() == pytest.approx(INSIST)
+
+
+async def test_a_kill_asks_no_guest_and_sends_no_sigterm(autojump_clock: MockClock) -> None:
+    process = Stubborn(signal.SIGKILL)
+
+    taken = await stop(process, hard=True)
+
+    assert [it.rung for it in taken] == [Rung.KILL]
+    assert process.sent == [signal.SIGKILL]
+
+
+async def test_what_not_even_sigkill_ends_is_reported(autojump_clock: MockClock) -> None:
+    process = Stubborn(None)
+
+    with pytest.raises(trio.TooSlowError):
+        await stop_qemu(
+            process, lambda: None, Path("/x"), guest_time=60, hard=False, took=lambda _taken: None
+        )
+    assert process.sent == [signal.SIGTERM, signal.SIGKILL]
+    assert trio.current_time() == pytest.approx(2 * INSIST)
