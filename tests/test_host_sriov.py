@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from arcsup.errors import ArcsupError, Terminal, Transient
+from arcsup.errors import ArcsupError, Refused, Terminal, Transient
 from arcsup.host import sriov
 from arcsup.host.sriov import VfQuota, enable_vfs, find_vfs, set_vf_mac
 from arcsup.host.sysfs import Sysfs
@@ -145,6 +145,17 @@ async def test_quotas_go_to_the_files_that_the_driver_has(tree: Tree) -> None:
     texts = [(tree.root / card / folder / "exec_quantum_ms").read_text() for folder in folders]
     assert texts == ["20"] * 4
     assert (tree.root / card / folders[1] / "vram_quota").read_text() == str(2048 << 20)
+
+
+async def test_vfs_are_left_while_the_hosts_network_is_on_one(tree: Tree) -> None:
+    card = add_card(tree, driver="igb", total=7)
+    (first, second) = tree.populate_vfs(card, VFS)
+    tree.write(f"{card}/sriov_numvfs", "2\n")
+    tree.write(f"{first}/net/enp0/operstate", "down\n")
+    tree.write(f"{second}/net/enp1/operstate", "up\n")
+    with pytest.raises(Refused, match=f"{VFS[1]} is the host's network interface enp1"):
+        await enable_vfs(CARD, 4, Sysfs(tree.root))
+    assert (tree.root / card / "sriov_numvfs").read_text() == "2\n"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from arcsup.host.writer import (
     Word,
     comes_true,
     explain,
+    is_unanswered,
     read_sysfs,
     run_helper,
     write_sysfs,
@@ -66,6 +67,19 @@ async def test_a_helper_that_was_left_alone_is_reaped_when_it_ends(never: Path) 
     with pytest.raises(Stuck):
         await write_sysfs(str(never), "1", seconds=0.3)
     assert await comes_true(lambda: children.read_text() == before, seconds=30)
+
+
+async def test_what_is_stuck_is_not_tried_again_while_it_lasts(never: Path) -> None:
+    path = str(never)
+    with pytest.raises(Stuck, match="within"):
+        await write_sysfs(path, "1", seconds=0.2)
+    assert is_unanswered(path)
+    with pytest.raises(Stuck, match="still not answered"):
+        await write_sysfs(path, "1", seconds=60)
+    assert await comes_true(lambda: not is_unanswered(path), seconds=30)
+    with trio.move_on_after(0.2):
+        await write_sysfs(path, "1", seconds=60)
+    assert not is_unanswered(path)
 
 
 async def test_a_cancelled_write_leaves_no_helper(never: Path) -> None:

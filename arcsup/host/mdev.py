@@ -11,7 +11,7 @@ from arcsup.host.cards import PCI
 from arcsup.host.in_use import FindHolders, require_free
 from arcsup.host.owned import OwnedSlice
 from arcsup.host.sysfs import Sysfs
-from arcsup.host.writer import Word, comes_true, explain, write_sysfs
+from arcsup.host.writer import Word, comes_true, explain, is_unanswered, write_sysfs
 
 _CREATE_SECONDS = 30.0
 _REMOVE_SECONDS = 10.0
@@ -90,12 +90,16 @@ async def remove_mdev(owned: OwnedSlice, sysfs: Sysfs, find: FindHolders) -> Non
 
     Raises Refused when it is held or is another than ours, Stuck, or Transient.
     """
+    attribute = sysfs.full(f"{owned.device}/remove")
     if not sysfs.is_folder(owned.device):
+        # A remove that waits for a holder takes the folder away first, and the capacity last.
+        if is_unanswered(attribute):
+            raise Stuck(f"{owned.id} is still being removed", "somebody has opened it meanwhile")
         return
     _require_ours(owned, sysfs)
     await require_free(sysfs, [owned.device], find)
     try:
-        await write_sysfs(sysfs.full(f"{owned.device}/remove"), "1", seconds=_REMOVE_SECONDS)
+        await write_sysfs(attribute, "1", seconds=_REMOVE_SECONDS)
     except OSError as error:
         if error.errno not in (errno.ENOENT, errno.ENODEV):  # Then it went by itself.
             raise explain(f"remove {owned.id}", error, _REMOVE_WORDS) from error

@@ -170,12 +170,21 @@ async def _require_vfs_unused(sysfs: Sysfs, address: str, holders: FindHolders) 
             why = f"{vf} has a mediated device"
         elif sysfs.link_name(f"{path}/driver") == "vfio-pci":
             why = f"{vf} is handed out (on vfio-pci)"
+        elif interface := _find_interface_in_use(sysfs, path):
+            why = f"{vf} is the host's network interface {interface}"
         else:
             continue
         raise Refused(
             f"the virtual functions of {address} cannot be changed: {why}", "take it back first"
         )
     await require_free(sysfs, [f"{PCI}/{vf}" for vf in vfs.values()], holders)
+
+
+def _find_interface_in_use(sysfs: Sysfs, path: str) -> str | None:
+    names = sysfs.names(f"{path}/net")
+    return next(
+        (name for name in names if sysfs.text(f"{path}/net/{name}/operstate") == "up"), None
+    )
 
 
 async def _set_count(sysfs: Sysfs, address: str, count: int, sriov_manage: Path) -> None:

@@ -25,6 +25,11 @@ _OUTPUT_LIMIT = 1 << 16
 _PAUSE = 0.02
 """Seconds between two looks for what no event tells of."""
 
+_STUCK_HINT = "it may be waiting for a program that has the device open; the kernel log tells"
+
+_unanswered: set[str] = set()
+"""What helpers that were left to the kernel still work on: asking again would only add another."""
+
 
 @frozen
 class HelperEnd:
@@ -96,8 +101,10 @@ async def run_helper(
     ``text`` is its standard input.
 
     It is killed when time is up or the caller is cancelled, which ends all but what sleeps in the
-    kernel. Raises Transient when it cannot be started.
+    kernel. While that lasts, the same is Stuck at once. Raises Transient when it cannot be started.
     """
+    if what in _unanswered:
+        raise Stuck(f"{what}: the kernel has still not answered an earlier attempt", _STUCK_HINT)
     # A file in memory, not a pipe: nobody has to read it, and a grandchild cannot keep it open.
     output = os.memfd_create("output")
     try:
@@ -105,19 +112,18 @@ async def run_helper(
         pidfd = os.pidfd_open(pid)
         status = None
         try:
-            with trio.move_on_after(seconds):
+            with trio.move_on_after(seconds) as deadline:
                 await trio.lowlevel.wait_readable(pidfd)
                 status = _take_status(pidfd)
+            if deadline.cancelled_caught:
+                _unanswered.add(what)
         finally:
             if status is None:
-                _abandon(pid, pidfd)
+                _abandon(pid, pidfd, what)
             else:
                 os.close(pidfd)
         if status is None:
-            raise Stuck(
-                f"{what}: the kernel has not answered within {seconds:g} s",
-                "it may be waiting for a program that has the device open; the kernel log tells",
-            )
+            raise Stuck(f"{what}: the kernel has not answered within {seconds:g} s", _STUCK_HINT)
         return HelperEnd(status, os.pread(output, _OUTPUT_LIMIT, 0).decode(errors="replace"))
     finally:
         os.close(output)
@@ -148,20 +154,26 @@ def _spawn(argv: Sequence[str], text: str, output: int) -> int:
         os.close(given)
 
 
-def _abandon(pid: int, pidfd: int) -> None:
+def is_unanswered(path: str) -> bool:
+    """Tell whether the kernel still owes an answer to a write that was given up."""
+    return path in _unanswered
+
+
+def _abandon(pid: int, pidfd: int, what: str) -> None:
     """Kill a helper and have it reaped whenever it ends."""
     with suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
-    trio.lowlevel.spawn_system_task(_reap, pidfd)
+    trio.lowlevel.spawn_system_task(_reap, pidfd, what)
 
 
-async def _reap(pidfd: int) -> None:
+async def _reap(pidfd: int, what: str) -> None:
     try:
         await trio.lowlevel.wait_readable(pidfd)
     finally:
         # Also when the daemon ends first; what still sleeps then is init's.
         _take_status(pidfd)
         os.close(pidfd)
+        _unanswered.discard(what)
 
 
 def _take_status(pidfd: int) -> int | None:

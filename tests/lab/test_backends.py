@@ -24,7 +24,7 @@ from arcsup.host.slices import (
 )
 from arcsup.host.sriov import enable_vfs, find_vfs
 from arcsup.host.sysfs import Sysfs
-from arcsup.host.writer import write_sysfs
+from arcsup.host.writer import comes_true, is_unanswered, write_sysfs
 from tests.lab.inner import StartQemu
 from tests.lab.kernel import (
     MDEVS,
@@ -150,7 +150,11 @@ async def test_a_remove_that_does_not_come_back_is_stuck_and_delays_nobody(
         await remove_slice(owned, SYSFS)
         with pytest.raises(Transient, match="still being removed"):
             await create_slice(await prepare_mdev(mtty, "mtty-1", uuid), SYSFS)
+        with pytest.raises(Stuck, match="still being removed"):
+            await remove_slice(await prepare_mdev(mtty, "mtty-1", uuid), SYSFS)
     wait_until(lambda: types_of(mtty)["mtty-1"] == 24)
+    assert await comes_true(lambda: not is_unanswered(str(mdev / "remove")), seconds=20)
+    await remove_slice(await prepare_mdev(mtty, "mtty-1", uuid), SYSFS)
 
 
 ENDLESS = """
