@@ -44,6 +44,7 @@ VERBS: dict[str, dict[str, str]] = {
     },
     "VM files": {
         "check": "arcsup.cli.files:check",
+        "import": "arcsup.cli.import_:import_",
         "qemu": "arcsup.cli.files:qemu",
         "schema": "arcsup.cli.files:schema",
     },

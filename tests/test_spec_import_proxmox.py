@@ -1,0 +1,118 @@
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from arcsup.errors import SpecError
+from arcsup.model import (
+    Cpus,
+    Disk,
+    DiskBus,
+    DiskFormat,
+    DisplayType,
+    Firmware,
+    GpuKind,
+    GpuRequest,
+    MacAddress,
+    Network,
+    NetworkModel,
+    NetworkType,
+    PciAddress,
+    UsbByPort,
+    UsbByProduct,
+    Vm,
+)
+from arcsup.spec.imported import Imported, import_vm
+from arcsup.spec.native import load_vm
+from tests.every_device import every_device
+
+__all__ = ["every_device"]
+
+pytestmark = pytest.mark.usefixtures("every_device")
+
+DATA = Path(__file__).parent / "data" / "import"
+
+
+def convert(text: str) -> tuple[Imported, Vm]:
+    imported = import_vm(text, Path("100.conf"))
+    return imported, load_vm(imported.text, Path("box.yaml"), "0")
+
+
+def test_a_machine_is_carried_over() -> None:
+    _, vm = convert((DATA / "104.conf").read_text())
+
+    assert (vm.name, vm.description) == ("render-farm", "Renders: night shift only")
+    assert vm.uuid == UUID("9a2f6f5e-1d5b-4d62-8f7e-2a5d5f1b8c3d")
+    assert (vm.memory_mib, vm.autostart, vm.hide_hypervisor) == (16384, True, True)
+    assert vm.cpus == Cpus(cores=8, model="host,pcid=on,aes=off")
+    assert (vm.machine, vm.firmware, vm.tpm) == ("pc-q35-7.2", Firmware.UEFI_SECURE, True)
+    assert vm.disks == (
+        Disk("vm-104-disk-0.qcow2"),
+        Disk("/dev/pve/vm-104-disk-0", None, DiskFormat.RAW, DiskBus.SCSI),
+    )
+    assert vm.cdroms == ("/var/lib/vz/template/iso/virtio-win.iso",)
+    assert vm.gpus == (
+        GpuRequest(mdev_type="nvidia-259", parent=PciAddress("0000:41:00.4")),
+        GpuRequest(GpuKind.PASSTHROUGH, address=PciAddress("0000:42:00.0")),
+    )
+    assert vm.networks == (
+        Network(NetworkType.BRIDGE, bridge="vmbr0", mac=MacAddress("bc:24:11:5c:3e:7a")),
+        Network(mac=MacAddress("bc:24:11:5c:3e:7b"), model=NetworkModel.E1000E),
+    )
+    assert vm.display.type is DisplayType.SPICE
+    assert vm.usb == (UsbByProduct(0x046D, 0xC52B), UsbByPort(1, "1.2"))
+    assert vm.qemu.args == ("-global", "ICH9-LPC.disable_s3=1")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "efidisk0: is not carried over",
+        "hostpci1: x-vga: is not carried over",
+        "net0: firewall, tag: is not carried over",
+        "scsi0: iops: is not carried over",
+        "scsi0: storage local-lvm is taken to be at /dev/pve",
+        "virtio1: where storage tank is stands in Proxmox VE's storage.cfg",
+        "protection: is not carried over",
+        "[before-update]: and what follows is not carried over",
+    ],
+)
+def test_what_is_not_carried_over_is_listed(words: str) -> None:
+    imported, _ = convert((DATA / "104.conf").read_text())
+
+    assert words in "\n".join(str(note) for note in imported.notes)
+    assert words in imported.text
+
+
+def test_a_key_that_nobody_knows_is_listed() -> None:
+    imported, _ = convert("cores: 2\nfuture: 1\nfuture7: 1\n")
+
+    assert [str(note) for note in imported.notes] == [
+        "future: is not carried over",
+        "future7: is not carried over",
+    ]
+
+
+def test_the_defaults_are_those_of_proxmox() -> None:
+    _, vm = convert("ostype: l26\n")
+
+    assert (vm.cpus, vm.memory_mib) == (Cpus(cores=1, model="kvm64"), 512)
+    assert (vm.autostart, vm.networks, vm.display.type) == (False, (), DisplayType.VNC)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("cores\n", "100.conf:1:1: expected KEY: VALUE"),
+        ("cores: 1\ncores: 2\n", "100.conf:2:1: cores: the key is there already"),
+        ("cores: x\n", "100.conf:1:8: cpus.cores: expected"),
+        ("hostpci0: mapping=gpu\n", "100.conf:1:11: hostpci0: mapping 'gpu' is known to Proxmox"),
+        ("args: -qmp 'stdio\n", "100.conf:1:7: args: No closing quotation"),
+        ("scsi0: local:100/a.vmdk,format=vmdk\n", "scsi0: format vmdk is not supported"),
+        ("net0: virtio=01:00:00:00:00:01\n", "networks[0].mac: '01:00:00:00:00:01'"),
+    ],
+)
+def test_a_faulty_file_is_told_at_its_place(text: str, expected: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        import_vm(text, Path("100.conf"))
+    assert expected in caught.value.message
