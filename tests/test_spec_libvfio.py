@@ -133,7 +133,8 @@ def test_what_is_otherwise_than_it_was_is_said_once_each() -> None:
         [
             *("is started by `arcsup start` only, as arcd did (autostart", "connectivity"),
             *("gpus[1].acceptableTypes", "gpus[1].minVRam", "nographics", "vncPort", "shareddir"),
-            *("installCommands", "startupCommands[0].is_root", "commands[3]", "startintro"),
+            *("startupCommands[0].list[0]", "startupCommands[0].is_root", "installCommands"),
+            *("commands[3]", "startintro"),
             *("installOs", "sudo", "blacklistedPci[0]", "qemu.args"),
         ]
     )

@@ -38,17 +38,23 @@ def translate_hooks(
     if config.install_commands:
         message = "is not carried over: nothing is run after an installation"
         draft.note(mark_of("installCommands"), "installCommands", message)
+    shells: list[str] = []
     for key, moment, programs in lists:
-        argvs: list[Value] = [
-            at(f"{key}[{number}].list[{position}]", _argv(program, config.ssh_port))
-            for number, one in enumerate(programs)
-            for position, program in enumerate(one.list)
-        ]
+        argvs: list[Value] = []
+        for number, one in enumerate(programs):
+            for position, program in enumerate(one.list):
+                path = f"{key}[{number}].list[{position}]"
+                argv = _argv(program, config.ssh_port)
+                argvs.append(at(path, argv))
+                shells += [path] if argv[0] == SHELL else []
         if argvs:
             hooks[moment] = at(key, argvs)
     if not hooks:
         return
     draft.keys["hooks"] = hooks
+    if shells:
+        message = f"is run by {SHELL}: the hook rule looks at the shell, not at what it starts"
+        draft.note(mark_of(shells[0]), shells[0], message)
     _note_rights([(key, programs) for key, _, programs in lists], draft, mark_of)
 
 
