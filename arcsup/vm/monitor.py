@@ -12,6 +12,7 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import trio
@@ -207,13 +208,20 @@ async def _note_paused(vm: ManagedVm, workshop: Workshop, status: str) -> None:
 async def note_ready(vm: ManagedVm, workshop: Workshop) -> None:
     """Record that a VM runs; from here on its end is no failed start."""
     vm.evidence = evolve(vm.evidence, was_ready=True)
-    vm.step(Step.READY)
+    since = datetime.now(UTC)
     launch = vm.record.launch
     if launch is not None and launch.ready_at is None:
         now = time.monotonic()
-        workshop.became_ready(vm, now - launch.started_at)
-        workshop.tell(
-            vm.name, "running", f"running after {(now - launch.started_at) * 1000:.0f} ms"
-        )
-        await vm.save(workshop, launch=evolve(launch, ready_at=now), since=vm.since)
-        vm.ready.set()
+        took = now - launch.started_at
+        try:
+            # Before anybody can see it run: a daemon that dies now must not pass it for half made.
+            await vm.save(workshop, launch=evolve(launch, ready_at=now), since=since)
+        except Terminal as error:
+            # A full disk is no reason to end a guest that runs.
+            workshop.tell(vm.name, "trouble", error.message)
+        workshop.became_ready(vm, took)
+        workshop.tell(vm.name, "running", f"running after {took * 1000:.0f} ms")
+    if vm.phase is Phase.STARTING:
+        vm.step(Step.READY)
+        vm.since = since
+    vm.ready.set()
