@@ -93,6 +93,17 @@ def test_a_key_that_nobody_knows_is_listed() -> None:
     ]
 
 
+def test_options_that_would_take_the_vm_out_of_hand_are_left_out_and_listed() -> None:
+    imported, vm = convert("args: -qmp stdio -global a.b=1 -device e1000e,id=gpu0 -s\ncores: 1\n")
+
+    assert vm.qemu.args == ("-global", "a.b=1")
+    assert [str(note) for note in imported.notes] == [
+        "args: -qmp: arcsup has its own monitor: use `arcsup qmp`, so it is left out",
+        "args: -device: id gpu0 is arcsup's own, so it is left out",
+        "args: -s: whoever connects could read and change the guest's memory, so it is left out",
+    ]
+
+
 def test_the_defaults_are_those_of_proxmox() -> None:
     _, vm = convert("ostype: l26\n")
 

@@ -57,7 +57,9 @@ def _write(out: Path, text: str, *, force: bool) -> None:
     Raises Refused when the file is there and ``force`` is not given.
     """
     try:
-        with NamedTemporaryFile("w", dir=out.parent, prefix=".", suffix=".part") as part:
+        with NamedTemporaryFile(
+            "w", dir=out.parent, prefix=".", suffix=".part", encoding="utf-8"
+        ) as part:
             part.write(text)
             part.flush()
             os.fchmod(part.fileno(), 0o644)

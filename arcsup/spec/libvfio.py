@@ -343,7 +343,7 @@ class _Translation:
                 continue
             judgement = judge_option(command.arg, value)
             if judgement.verdict is Verdict.REFUSED:
-                self.draft.refuse(mark, path, judgement.because)
+                self.draft.refuse(mark, path, f"{judgement.because}; remove or change it")
                 continue
             if judgement.because:
                 self._note(path, judgement.because)

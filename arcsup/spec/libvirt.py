@@ -12,7 +12,7 @@ from arcsup.spec.comments import Comments
 from arcsup.spec.draft import At, Draft, Keys, Value, make_name
 from arcsup.spec.faults import Problems
 from arcsup.spec.libvirt_devices import translate_devices
-from arcsup.spec.qemu_arguments import Verdict, judge_option
+from arcsup.spec.qemu_arguments import sift_options
 from arcsup.spec.xml_nodes import Element, compose_xml
 
 _BYTES: dict[str, int] = {"b": 1, "bytes": 1} | {
@@ -22,7 +22,7 @@ _BYTES: dict[str, int] = {"b": 1, "bytes": 1} | {
 }
 MIB = 1 << 20
 
-_OWN_WORK = frozenset({"on_poweroff", "pm", "resource", "seclabel", "devices", "uuid", "name"})
+_OWN_WORK = frozenset({"pm", "resource", "seclabel", "devices", "uuid", "name"})
 """Elements that arcsup decides itself, or that are read elsewhere here."""
 
 
@@ -249,7 +249,7 @@ def _note_clock(element: Element, draft: Draft) -> None:
 
 def _translate_on_end(element: Element, draft: Draft) -> None:
     action = element.text.strip()
-    if (element.tag, action) == ("on_reboot", "restart"):
+    if (element.tag, action) in {("on_reboot", "restart"), ("on_poweroff", "destroy")}:
         return
     if element.tag == "on_crash":
         policy = "on-failure" if action in {"restart", "coredump-restart"} else "never"
@@ -262,17 +262,10 @@ def _translate_commandline(element: Element, draft: Draft) -> None:
     words = [(child.get("", "value"), child.mark) for child in element.find_all("qemu:arg")]
     for child in element.find_all("qemu:env"):
         draft.note(child.mark, "<qemu:env>", f"{child.get('', 'name')}: is not carried over")
-    args: list[Value] = []
-    keep = True
-    for number, (word, mark) in enumerate(words):
-        if word.startswith("-"):
-            value = words[number + 1][0] if number + 1 < len(words) else ""
-            judgement = judge_option(word, "" if value.startswith("-") else value)
-            keep = judgement.verdict is Verdict.PASSED
-            if judgement.because:
-                draft.note(mark, "<qemu:arg>", judgement.because)
-        if keep:
-            args.append(At(word, mark))
+    kept, told = sift_options([word for word, _ in words])
+    for number, message in told:
+        draft.note(words[number][1], "<qemu:arg>", message)
+    args: list[Value] = [At(*words[number]) for number in kept]
     if args:
         draft.keys["qemu"] = At({"args": args}, element.mark)
 
@@ -290,6 +283,7 @@ _HANDLERS: dict[str, Callable[[Element, Draft], None]] = {
     "os": _translate_os,
     "features": _translate_features,
     "clock": _note_clock,
+    "on_poweroff": _translate_on_end,
     "on_reboot": _translate_on_end,
     "on_crash": _translate_on_end,
     "qemu:commandline": _translate_commandline,

@@ -13,7 +13,7 @@ from arcsup.spec.draft import At, Draft, Keys, Value, make_name
 from arcsup.spec.faults import Mark, Problems
 from arcsup.spec.proxmox_devices import DEVICES, finish_devices
 from arcsup.spec.proxmox_machine import Entry, Machine
-from arcsup.spec.qemu_arguments import Verdict, judge_option
+from arcsup.spec.qemu_arguments import sift_options
 
 _LINE = re.compile(r"([A-Za-z][A-Za-z0-9_-]*):[ \t]*(.*?)[ \t]*")
 _TYPICAL = re.compile(
@@ -203,17 +203,10 @@ def _translate_args(machine: Machine, entry: Entry) -> None:
     except ValueError as error:
         machine.draft.refuse(entry.mark, "args", f"{error}")
         return
-    args: list[Value] = []
-    keep = True
-    for number, word in enumerate(words):
-        if word.startswith("-"):
-            value = words[number + 1] if number + 1 < len(words) else ""
-            judgement = judge_option(word, "" if value.startswith("-") else value)
-            keep = judgement.verdict is Verdict.PASSED
-            if judgement.because:
-                machine.note(entry, judgement.because)
-        if keep:
-            args.append(word)
+    kept, told = sift_options(words)
+    for _, message in told:
+        machine.note(entry, message)
+    args = [words[number] for number in kept]
     if args:
         machine.draft.keys["qemu"] = At({"args": args}, entry.mark)
 

@@ -112,7 +112,7 @@ def _translate_hostpci(machine: Machine, entry: Entry) -> None:
         if mdev:
             gpu = {"kind": "vgpu", "mdevType": mdev, "parent": At(whole, entry.mark)}
         machine.gpus.append(At(gpu, entry.mark))
-    lost = [key for key in named if key not in {"pcie", "rombar"}]
+    lost = [key for key in named if (key, named[key]) not in {("pcie", "1"), ("rombar", "1")}]
     if lost:
         machine.note(entry, f"{', '.join(lost)}: is not carried over")
 

@@ -5,7 +5,7 @@ has is left out, everything else is passed on. Source of the options: qemu-doc, 
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from attrs import frozen
@@ -68,18 +68,39 @@ def judge_option(option: str, value: str) -> Judgement:
     if not option.startswith("-") or not name:
         return Judgement(Verdict.REFUSED, f"{option!r} is no option, expected one such as -device")
     if because := _REFUSED.get(name):
-        return Judgement(Verdict.REFUSED, f"-{name}: {because}; remove it")
+        return Judgement(Verdict.REFUSED, f"-{name}: {because}")
     if because := _LEFT_OUT.get(name):
         return Judgement(Verdict.LEFT_OUT, f"-{name} is left out: {because}")
     if name in _WITH_ID:
         found = re.search(r"(?:^|,)id=([^,]+)", value)
         if found and _OWN_IDS.fullmatch(found[1]):
-            because = f"-{name}: id {found[1]} is arcsup's own, give it another"
+            because = f"-{name}: id {found[1]} is arcsup's own"
             return Judgement(Verdict.REFUSED, because)
         if name == "device" and re.match(r"vfio-|.*\bsysfsdev=", value):
             because = "-device vfio is passed on as it is: arcsup neither makes, keeps nor returns"
             return Judgement(Verdict.PASSED, f"{because} that device; ask for it under gpus")
     return Judgement(Verdict.PASSED)
+
+
+def sift_options(words: Sequence[str]) -> tuple[list[int], list[tuple[int, str]]]:
+    """Return which words of a command line are passed on, and what to tell of which.
+
+    A word without a dash belongs to the option before it.
+    """
+    kept: list[int] = []
+    told: list[tuple[int, str]] = []
+    keep = True
+    for number, word in enumerate(words):
+        if word.startswith("-"):
+            value = words[number + 1] if number + 1 < len(words) else ""
+            judgement = judge_option(word, "" if value.startswith("-") else value)
+            keep = judgement.verdict is Verdict.PASSED
+            if judgement.because:
+                left_out = judgement.verdict is Verdict.REFUSED
+                told.append((number, judgement.because + (", so it is left out" * left_out)))
+        if keep:
+            kept.append(number)
+    return kept, told
 
 
 def own_ids(values: Iterable[str]) -> frozenset[str]:
