@@ -8,13 +8,12 @@ on SATA and the network card is an RTL8139.
 import re
 from pathlib import Path, PurePath
 
-from attrs import evolve
-
 from arcsup.spec.draft import At, Draft, Keys, Value, is_name, make_name
-from arcsup.spec.faults import Mark, Problems
+from arcsup.spec.faults import Problems
 from arcsup.spec.libvfio_hooks import translate_hooks
 from arcsup.spec.libvfio_keys import LIBVFIO, Config, Gpu, GpuType, InstallOs, Introspect
-from arcsup.spec.nodes import Mapping, Node, Scalar, Sequence, locate
+from arcsup.spec.libvfio_tree import Places, flatten_gpus
+from arcsup.spec.nodes import Mapping
 from arcsup.spec.qemu_arguments import Verdict, judge_option, own_ids
 from arcsup.spec.units import parse_pci_address
 
@@ -33,63 +32,25 @@ def is_libvfio(root: Mapping) -> bool:
 
 def translate_libvfio(source: Mapping, file: PurePath) -> Draft:
     """Return the native draft of a LibVF.IO file. Raises Problems with everything wrong in it."""
-    root = _flatten_gpus(source)
-    config, problems = LIBVFIO.read_all(root, "", {})
+    places = Places(flatten_gpus(source))
+    config, problems = LIBVFIO.read_all(places.root, "", {})
     if problems or config is None:
         raise Problems(problems)
-    translation = _Translation(root, config, file)
+    translation = _Translation(places, config, file)
     translation.translate()
     if translation.draft.problems:
         raise Problems(translation.draft.problems)
     return translation.draft
 
 
-def find_path(root: Node, mark: Mark) -> str:
-    """Return the path of the value at a place of a file, "" when none stands there."""
-    pending: list[tuple[Node, str]] = [(root, "")]
-    while pending:
-        node, path = pending.pop()
-        if path and node.mark == mark:
-            return path
-        if isinstance(node, Mapping):
-            pending += [
-                (value, f"{path}.{key.text}" if path else key.text)
-                for key, value in reversed(node.pairs)
-                if isinstance(key, Scalar)
-            ]
-        elif isinstance(node, Sequence):
-            pending += [(item, f"{path}[{n}]") for n, item in reversed([*enumerate(node.items)])]
-    return ""
-
-
-def _flatten_gpus(root: Mapping) -> Mapping:
-    """Return the file with each GPU as one map, as which LibVF.IO's lists of maps are meant."""
-
-    def flatten(node: Node) -> Node:
-        if not isinstance(node, Sequence) or not node.items:
-            return node
-        maps = [item for item in node.items if isinstance(item, Mapping)]
-        if len(maps) < len(node.items):
-            return node
-        return Mapping(node.mark, tuple(pair for one in maps for pair in one.pairs), node.size)
-
-    pairs = tuple(
-        (key, evolve(value, items=tuple(flatten(item) for item in value.items)))
-        if isinstance(key, Scalar) and key.text == "gpus" and isinstance(value, Sequence)
-        else (key, value)
-        for key, value in root.pairs
-    )
-    return evolve(root, pairs=pairs)
-
-
 class _Translation:
     """One file on its way; each method fills some native keys of the draft."""
 
-    def __init__(self, root: Mapping, config: Config, file: PurePath) -> None:
-        self.root = root
+    def __init__(self, source: Places, config: Config, file: PurePath) -> None:
+        self.source = source
         self.config = config
         self.file = file
-        self.draft = Draft(mark=root.mark)
+        self.draft = Draft(mark=source.root.mark)
 
     def translate(self) -> None:
         """Fill the draft, in the order in which a person reads a VM file."""
@@ -100,39 +61,12 @@ class _Translation:
         self._translate_networks()
         self._translate_display()
         self._translate_share()
-        translate_hooks(self.config, self.draft, self._mark, self._at)
+        translate_hooks(self.config, self.draft, self.source)
         self._translate_commands()
         self._note_the_rest()
 
-    def _mark(self, path: str) -> Mark:
-        return locate(self.root, path)
-
-    def _says(self, path: str) -> bool:
-        """Tell whether the file has a key."""
-        parent, _, key = path.rpartition(".")
-        node: Node | None = self.root
-        for step in re.findall(r"[^.\[\]]+", parent):
-            if isinstance(node, Mapping):
-                node = node.find(step)
-            elif isinstance(node, Sequence):
-                node = node.items[int(step)]
-        return isinstance(node, Mapping) and node.find(key) is not None
-
-    def _at(self, path: str, value: Value) -> At:
-        """Return a value with the place of what it is made of."""
-        parent, _, key = path.rpartition(".")
-        node: Node = self.root
-        for step in re.findall(r"[^.\[\]]+", parent):
-            if isinstance(node, Mapping):
-                node = node.find(step) or node
-            elif isinstance(node, Sequence) and step.isdigit() and int(step) < len(node.items):
-                node = node.items[int(step)]
-        keys = node.pairs if isinstance(node, Mapping) else ()
-        mark = next((k.mark for k, _ in keys if isinstance(k, Scalar) and k.text == key), None)
-        return At(value, self._mark(path), mark)
-
     def _note(self, path: str, message: str) -> None:
-        self.draft.note(self._mark(path), path, message)
+        self.draft.note(self.source.mark(path), path, message)
 
     def _translate_name(self) -> None:
         keys, config = self.draft.keys, self.config
@@ -140,21 +74,21 @@ class _Translation:
         # The label is the same in most files, so it tells VMs apart only where nothing else can.
         name = stem if is_name(stem) else make_name(stem) or make_name(config.name)
         if name and name != stem:
-            keys["name"] = self._at("name", name)
+            keys["name"] = self.source.at("name", name)
             self._note("name", f"the VM's name is {name}; {stem!r} cannot be one")
         if config.name:
-            keys["description"] = self._at("name", config.name)
+            keys["description"] = self.source.at("name", config.name)
         keys["autostart"] = False
         self._note("", "is started by `arcsup start` only, as arcd did (autostart: false)")
 
     def _translate_cpus(self) -> None:
         cpus = self.config.cpus
         keys = ("cores", "threads", "sockets")
-        values = {key: self._at(f"cpus.{key}", getattr(cpus, key)) for key in keys}
-        self.draft.keys["cpus"] = self._at("cpus", values)
-        self.draft.keys["memory"] = self._at("cpus.ramAlloc", f"{cpus.ram_alloc}MiB")
+        values = {key: self.source.at(f"cpus.{key}", getattr(cpus, key)) for key in keys}
+        self.draft.keys["cpus"] = self.source.at("cpus", values)
+        self.draft.keys["memory"] = self.source.at("cpus.ramAlloc", f"{cpus.ram_alloc}MiB")
         if not self.config.showhypervisor:
-            self.draft.keys["hideHypervisor"] = self._at("showhypervisor", True)
+            self.draft.keys["hideHypervisor"] = self.source.at("showhypervisor", True)
 
     def _expand(self, path: str, key: str) -> str:
         """Return a path with the home folder for a ~ at its beginning."""
@@ -176,20 +110,24 @@ class _Translation:
         root = self._expand(self.config.root, "root")
         if not root.startswith("/"):
             message = f"expected an absolute path or one below ~/, got {self.config.root!r}"
-            self.draft.refuse(self._mark("root"), "root", message)
+            self.draft.refuse(self.source.mark("root"), "root", message)
         return root.rstrip("/")
 
     def _translate_images(self) -> None:
         container, root = self.config.container, self._find_root()
-        kernel: Keys = {"path": self._at("container.kernel", f"{root}/kernel/{container.kernel}")}
+        kernel: Keys = {
+            "path": self.source.at("container.kernel", f"{root}/kernel/{container.kernel}")
+        }
         if container.initial_size is not None:
-            kernel["size"] = self._at("container.initialSize", f"{container.initial_size}GiB")
-        disks: list[Value] = [self._at("container.kernel", kernel | _hardware(container.kernel))]
+            kernel["size"] = self.source.at("container.initialSize", f"{container.initial_size}GiB")
+        disks: list[Value] = [
+            self.source.at("container.kernel", kernel | _hardware(container.kernel))
+        ]
         for number, state in enumerate(container.state):
             place = f"container.state[{number}]"
-            disk = {"path": self._at(place, f"{root}/states/{state}")} | _hardware(state)
-            disks.append(self._at(place, disk))
-        self.draft.keys["disks"] = self._at("container", disks)
+            disk = {"path": self.source.at(place, f"{root}/states/{state}")} | _hardware(state)
+            disks.append(self.source.at(place, disk))
+        self.draft.keys["disks"] = self.source.at("container", disks)
         if container.iso is not None:
             iso = self._expand(container.iso, "container.iso")
             if not iso.startswith("/"):
@@ -198,21 +136,23 @@ class _Translation:
                     "is looked for below STATE/images, no more below the "
                     "directory in which arcd was called",
                 )
-            self.draft.keys["cdroms"] = self._at("container.iso", [self._at("container.iso", iso)])
+            self.draft.keys["cdroms"] = self.source.at(
+                "container.iso", [self.source.at("container.iso", iso)]
+            )
 
     def _translate_gpus(self) -> None:
         gpus = [
-            self._at(f"gpus[{number}]", self._translate_gpu(gpu, f"gpus[{number}]"))
+            self.source.at(f"gpus[{number}]", self._translate_gpu(gpu, f"gpus[{number}]"))
             for number, gpu in enumerate(self.config.gpus)
         ]
         if gpus:
-            self.draft.keys["gpus"] = self._at("gpus", gpus)
+            self.draft.keys["gpus"] = self.source.at("gpus", gpus)
 
     def _translate_gpu(self, gpu: Gpu, path: str) -> Keys:
-        made = self._at(f"{path}.gpuType", _KINDS[gpu.gpu_type])
+        made = self.source.at(f"{path}.gpuType", _KINDS[gpu.gpu_type])
         keys: Keys = {"kind": made}
         if gpu.gpu_type is GpuType.PASSTHROUGH:
-            keys["address"] = self._at(f"{path}.bdf", gpu.bdf or "")
+            keys["address"] = self.source.at(f"{path}.bdf", gpu.bdf or "")
         elif gpu.gpu_type is GpuType.SRIOV:
             keys["vendor"] = "amd"
             if gpu.acceptable_types:
@@ -224,7 +164,7 @@ class _Translation:
                 )
         if gpu.gpu_type is not GpuType.MDEV:
             for key in ("minVRam", "maxVRam"):
-                if self._says(f"{path}.{key}"):
+                if self.source.says(f"{path}.{key}"):
                     self._note(
                         f"{path}.{key}",
                         "is not looked at: nothing tells the video memory "
@@ -234,12 +174,14 @@ class _Translation:
         least, most = NEW_GPU_MIB if not gpu.mdev_type else (None, None)
         least = least if gpu.min_vram is None else gpu.min_vram
         most = most if gpu.max_vram is None else gpu.max_vram
-        keys["minVRam"] = self._at(f"{path}.minVRam", least) if least and least > 0 else None
-        keys["maxVRam"] = self._at(f"{path}.maxVRam", most) if most and most > 0 else None
-        keys["suffix"] = self._at(f"{path}.suffix", gpu.suffix) if gpu.suffix else None
-        keys["mdevType"] = self._at(f"{path}.mdevType", gpu.mdev_type) if gpu.mdev_type else None
+        keys["minVRam"] = self.source.at(f"{path}.minVRam", least) if least and least > 0 else None
+        keys["maxVRam"] = self.source.at(f"{path}.maxVRam", most) if most and most > 0 else None
+        keys["suffix"] = self.source.at(f"{path}.suffix", gpu.suffix) if gpu.suffix else None
+        keys["mdevType"] = (
+            self.source.at(f"{path}.mdevType", gpu.mdev_type) if gpu.mdev_type else None
+        )
         port = gpu.parent_port
-        keys["parent"] = self._at(f"{path}.parentPort", port) if port is not None else None
+        keys["parent"] = self.source.at(f"{path}.parentPort", port) if port is not None else None
         return keys
 
     def _translate_networks(self) -> None:
@@ -253,8 +195,8 @@ class _Translation:
             )
         cards: list[Value] = [user]
         for number, nic in enumerate(self.config.nics):
-            mac = self._at(f"nics[{number}].mac", nic.mac)
-            cards.append(self._at(f"nics[{number}]", {"type": "vf", "mac": mac}))
+            mac = self.source.at(f"nics[{number}].mac", nic.mac)
+            cards.append(self.source.at(f"nics[{number}]", {"type": "vf", "mac": mac}))
         self.draft.keys["networks"] = cards
 
     def _list_forwards(self) -> list[Value]:
@@ -263,18 +205,18 @@ class _Translation:
         forwards: list[Value] = []
         ssh = self.config.ssh_port
         # Files of before sshPort have that forward among the others.
-        known = not self._says("sshPort") and any(port.guest == SSH for port in exposed)
+        known = not self.source.says("sshPort") and any(port.guest == SSH for port in exposed)
         same = any((port.host, port.guest) == (ssh, SSH) for port in exposed)
         if (
             ssh > 0
             and not known
             and not same
-            and (self._says("sshPort") or ("tcp", ssh) not in taken)
+            and (self.source.says("sshPort") or ("tcp", ssh) not in taken)
         ):
-            forwards.append(self._at("sshPort", f"tcp:127.0.0.1:{ssh}:{SSH}"))
+            forwards.append(self.source.at("sshPort", f"tcp:127.0.0.1:{ssh}:{SSH}"))
         for number, port in enumerate(exposed):
             text = f"{port.protocol}:127.0.0.1:{port.host}:{port.guest}"
-            forwards.append(self._at(f"connectivity.exposedPorts[{number}]", text))
+            forwards.append(self.source.at(f"connectivity.exposedPorts[{number}]", text))
         return forwards
 
     def _translate_display(self) -> None:
@@ -284,14 +226,14 @@ class _Translation:
             place: Keys = {
                 "type": "spice",
                 "listen": "127.0.0.1",
-                "port": self._at("spicePort", config.spice_port),
+                "port": self.source.at("spicePort", config.spice_port),
             }
-            keys["display"] = self._at("spice", place)
+            keys["display"] = self.source.at("spice", place)
             if config.nographics:
                 self._note("nographics", "with SPICE the guest has a VGA card too")
         elif vnc:
-            port = self._at("vncPort", config.vnc_port)
-            keys["display"] = self._at(
+            port = self.source.at("vncPort", config.vnc_port)
+            keys["display"] = self.source.at(
                 "vncPort", {"type": "vnc", "listen": "127.0.0.1", "port": port}
             )
             self._note(
@@ -299,7 +241,7 @@ class _Translation:
                 "VNC listens on 127.0.0.1 only, arcd listened on every address without a password",
             )
         elif not config.nographics:
-            keys["display"] = self._at("nographics", "vnc")
+            keys["display"] = self.source.at("nographics", "vnc")
             self._note(
                 "nographics",
                 "arcsup runs without a screen of its own: the picture is on "
@@ -312,15 +254,15 @@ class _Translation:
         if config.introspect is Introspect.LOOKING_GLASS:
             # arcd's frame had 128 MiB, which is what a screen of this size needs.
             size: Keys = {"width": 3840, "height": 2160}
-            keys["lookingGlass"] = self._at("introspect", size)
-            keys["audio"] = self._at("introspect", "scream")
+            keys["lookingGlass"] = self.source.at("introspect", size)
+            keys["audio"] = self.source.at("introspect", "scream")
 
     def _translate_share(self) -> None:
         if self.config.shareddir is None:
             return
         folder = self._expand(self.config.shareddir, "shareddir")
-        share: Keys = {"path": self._at("shareddir", folder), "tag": "shared"}
-        self.draft.keys["shares"] = self._at("shareddir", [share])
+        share: Keys = {"path": self.source.at("shareddir", folder), "tag": "shared"}
+        self.draft.keys["shares"] = self.source.at("shareddir", [share])
         self._note(
             "shareddir",
             "is no FAT disk any more but a share that the guest mounts by the "
@@ -333,13 +275,13 @@ class _Translation:
         args: list[Value] = []
         for number, (command, value) in enumerate(zip(self.config.commands, values, strict=True)):
             path = f"commands[{number}]"
-            mark = self._mark(path)
+            mark = self.source.mark(path)
             name = command.arg.lstrip("-")
             if name == "cpu" and re.fullmatch("[A-Za-z0-9._+-]+(,[A-Za-z0-9._=+-]+)*", value):
                 cpus = self.draft.keys["cpus"]
                 assert isinstance(cpus, At)
                 assert isinstance(cpus.value, dict)
-                cpus.value["model"] = self._at(path, value)
+                cpus.value["model"] = self.source.at(path, value)
                 continue
             judgement = judge_option(command.arg, value)
             if judgement.verdict is Verdict.REFUSED:
@@ -352,7 +294,7 @@ class _Translation:
                 if value:
                     args.append(At(self._rename_devices(value, made_here), mark))
         if args:
-            self.draft.keys["qemu"] = {"args": self._at("commands", args)}
+            self.draft.keys["qemu"] = {"args": self.source.at("commands", args)}
 
     def _rename_devices(self, value: str, made_here: frozenset[str]) -> str:
         """Return an option's value with arcsup's ids of the GPUs for those of the file."""
@@ -376,7 +318,7 @@ class _Translation:
             try:
                 found = parse_pci_address(address)
             except ValueError as error:
-                self.draft.refuse(self._mark(path), path, f"{address!r}: {error}")
+                self.draft.refuse(self.source.mark(path), path, f"{address!r}: {error}")
                 continue
             self._note(
                 path,

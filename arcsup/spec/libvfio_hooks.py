@@ -6,11 +6,10 @@ program without a path) gets one. Who runs it is the hook rule's business (``vm/
 """
 
 import re
-from collections.abc import Callable
 
-from arcsup.spec.draft import At, Draft, Keys, Value
-from arcsup.spec.faults import Mark
+from arcsup.spec.draft import Draft, Keys, Value
 from arcsup.spec.libvfio_keys import Config, Program, Programs
+from arcsup.spec.libvfio_tree import Places
 
 _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]*")
 """What a shell takes as it is."""
@@ -18,12 +17,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9_@%+=:,./-]*")
 SHELL = "/bin/sh"
 
 
-def translate_hooks(
-    config: Config,
-    draft: Draft,
-    mark_of: Callable[[str], Mark],
-    at: Callable[[str, Value], At],
-) -> None:
+def translate_hooks(config: Config, draft: Draft, places: Places) -> None:
     """Add the hooks of a file to its draft, with notes on what is otherwise than it was."""
     hooks: Keys = {}
     lists = [
@@ -34,10 +28,10 @@ def translate_hooks(
         lists.append(("appCommands", "postStart", config.app_commands))
     elif config.app_commands:
         message = "is not carried over: startapp is false, and there is no `arcd app`"
-        draft.note(mark_of("appCommands"), "appCommands", message)
+        draft.note(places.mark("appCommands"), "appCommands", message)
     if config.install_commands:
         message = "is not carried over: nothing is run after an installation"
-        draft.note(mark_of("installCommands"), "installCommands", message)
+        draft.note(places.mark("installCommands"), "installCommands", message)
     shells: list[str] = []
     for key, moment, programs in lists:
         argvs: list[Value] = []
@@ -45,21 +39,21 @@ def translate_hooks(
             for position, program in enumerate(one.list):
                 path = f"{key}[{number}].list[{position}]"
                 argv = _argv(program, config.ssh_port)
-                argvs.append(at(path, argv))
+                argvs.append(places.at(path, argv))
                 shells += [path] if argv[0] == SHELL else []
         if argvs:
-            hooks[moment] = at(key, argvs)
+            hooks[moment] = places.at(key, argvs)
     if not hooks:
         return
     draft.keys["hooks"] = hooks
     if shells:
         message = f"is run by {SHELL}: the hook rule looks at the shell, not at what it starts"
-        draft.note(mark_of(shells[0]), shells[0], message)
-    _note_rights([(key, programs) for key, _, programs in lists], draft, mark_of)
+        draft.note(places.mark(shells[0]), shells[0], message)
+    _note_rights([(key, programs) for key, _, programs in lists], draft, places)
 
 
 def _note_rights(
-    lists: list[tuple[str, tuple[Programs, ...]]], draft: Draft, mark_of: Callable[[str], Mark]
+    lists: list[tuple[str, tuple[Programs, ...]]], draft: Draft, places: Places
 ) -> None:
     """Say once who runs the commands."""
     path = next(
@@ -74,7 +68,7 @@ def _note_rights(
     first = path or next(key for key, programs in lists if programs)
     rule = "this file and the program must belong to root if the daemon is root's"
     what = "gives no rights" if path else "are run as hooks"
-    draft.note(mark_of(first), first, f"{what}: commands run as the daemon's user, and {rule}")
+    draft.note(places.mark(first), first, f"{what}: commands run as the daemon's user, and {rule}")
 
 
 def _argv(program: Program, ssh_port: int) -> list[Value]:

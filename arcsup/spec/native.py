@@ -10,7 +10,8 @@ from arcsup.spec.codec import Json
 from arcsup.spec.draft import is_name
 from arcsup.spec.faults import Fault, Mark, Problem, Problems, error_of, place
 from arcsup.spec.identity import derive_uuid
-from arcsup.spec.libvfio import find_path, is_libvfio, translate_libvfio
+from arcsup.spec.libvfio import is_libvfio, translate_libvfio
+from arcsup.spec.libvfio_tree import find_path
 from arcsup.spec.nodes import Mapping, Scalar, compose
 from arcsup.spec.tables import VM
 from arcsup.spec.units import parse_name
