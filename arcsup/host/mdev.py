@@ -53,9 +53,14 @@ def find_parent(sysfs: Sysfs, parent: str) -> str | None:
 
 
 async def create_mdev(owned: OwnedSlice, sysfs: Sysfs) -> None:
-    """Make a mediated device, or find it made. Raises Transient, Stuck or Terminal."""
+    """Make a mediated device, or find it made.
+
+    Raises Transient, Stuck, Terminal, or Refused when its uuid is another device's.
+    """
     name = f"{owned.type} on {owned.parent}"
-    if not sysfs.is_folder(owned.device):
+    if sysfs.is_folder(owned.device):
+        _require_ours(owned, sysfs)
+    else:
         folder = _find_type(owned, sysfs)
         try:
             await write_sysfs(sysfs.full(f"{folder}/create"), owned.id, seconds=_CREATE_SECONDS)
@@ -66,7 +71,6 @@ async def create_mdev(owned: OwnedSlice, sysfs: Sysfs) -> None:
             if error.errno != errno.EEXIST or not sysfs.is_folder(owned.device):
                 raise explain(name, error, _CREATE_WORDS) from error
     if not await comes_true(lambda: not mdev_obstacle(owned, sysfs), seconds=_LOOK_SECONDS):
-        _require_ours(owned, sysfs)
         raise Transient(f"{name}: {mdev_obstacle(owned, sysfs)}")
 
 

@@ -183,10 +183,12 @@ def busy_daemon(*arguments: str) -> Iterator[subprocess.Popen[str]]:
     """Make and take back one slice again and again, elsewhere, until killed."""
     command = [sys.executable, "-c", ENDLESS, *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        yield process
-        process.kill()
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+            yield process
+        finally:
+            process.kill()
 
 
 @pytest.mark.parametrize("delay", [0.05, 0.3, 0.7])
