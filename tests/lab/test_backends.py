@@ -359,6 +359,21 @@ async def test_a_card_comes_back_to_its_driver_and_override(gvtg: Path) -> None:
     assert (driver_of(gvtg), override_of(gvtg)) == ("i915", "(null)")
 
 
+async def test_companions_go_along_and_come_back(cards: list[Path], gvtg: Path) -> None:
+    card = cards[0]
+    choice = SliceChoice(
+        Backend.PASSTHROUGH, 0, card.name, card.name, None, card.name, companions=(gvtg.name,)
+    )
+    owned = await prepare_slice(choice, SYSFS)
+    await create_slice(owned, SYSFS)
+    assert (driver_of(card), driver_of(gvtg)) == ("vfio-pci", "vfio-pci")
+    with open_device(gvtg), pytest.raises(Refused, match=f"{gvtg.name} is in use by process"):
+        await remove_slice(owned, SYSFS)
+    assert driver_of(card) == "vfio-pci", "what is not held stays with what is"
+    await remove_slice(owned, SYSFS)
+    assert (driver_of(card), driver_of(gvtg)) == (None, "i915")
+
+
 async def test_a_card_that_is_cut_is_not_taken_as_a_whole(gvtg: Path, uuid: str) -> None:
     create(gvtg, "i915-GVTg_V5_8", uuid)
     with pytest.raises(Refused, match=f"has mediated devices .{uuid}"):

@@ -113,7 +113,7 @@ def test_a_daemon_that_is_killed_leaves_the_device_to_the_next_one(daemon: Daemo
 def test_a_vm_starts_when_its_card_is_plugged_ends_with_it_and_comes_back_with_it(
     daemon: Daemon, plug: Callable[[str], None], unplug: Callable[[str], None]
 ) -> None:
-    daemon.drop("one", f"{TINY}gpus: [{{kind: passthrough, vendor: '1234', device: '1111'}}]\n")
+    daemon.drop("one", f"{TINY}gpus: [{{kind: passthrough, address: '0000:03:00.0'}}]\n")
     daemon.wait_for("one", "waiting")
     plug("bochs-display")
     assert daemon.wait_for("one", "running")["gpus"][0]["kind"] == "passthrough"
