@@ -69,29 +69,12 @@ class Allocation:
     def choices_for(self, name: VmName) -> tuple[SliceChoice, ...]:
         """Return the slices that a VM gets, as the back ends take them."""
         choices = self.assignment.choices_of(name).items()
-        return tuple(self._as_slice_choice(slot, choice) for slot, choice in choices)
+        return tuple(_as_slice_choice(slot, choice) for slot, choice in choices)
 
     def numa_node_of(self, name: VmName) -> int | None:
         """Return the NUMA node of a VM's first slice, None where nothing tells."""
         choices = self.assignment.choices_of(name).values()
         return next((it.numa_node for it in choices if it.numa_node is not None), None)
-
-    def _as_slice_choice(self, slot: int, choice: Choice) -> SliceChoice:
-        companions: tuple[str, ...] = ()
-        if choice.backend is Backend.PASSTHROUGH and self.inventory is not None:
-            for card in self.inventory.cards:
-                if card.address == choice.card:
-                    companions = tuple(function.address for function in card.companions)
-        return SliceChoice(
-            backend=choice.backend,
-            slot=slot,
-            card=choice.card,
-            parent=choice.parent,
-            type=choice.type,
-            id=choice.id,
-            companions=companions,
-            vram_mib=choice.vram_mib,
-        )
 
     def note_failure(self, choice: SliceChoice | OwnedSlice) -> None:
         """Count a slice that could not be made or used."""
@@ -103,6 +86,20 @@ class Allocation:
         for owned in slices:
             for name in _names_of(owned):
                 self.strikes.pop(name, None)
+
+
+def _as_slice_choice(slot: int, choice: Choice) -> SliceChoice:
+    return SliceChoice(
+        backend=choice.backend,
+        slot=slot,
+        card=choice.card,
+        parent=choice.parent,
+        type=choice.type,
+        id=choice.id,
+        companions=choice.companions,
+        vram_mib=choice.vram_mib,
+        forced=choice.forced,
+    )
 
 
 def _version(vm: ManagedVm) -> Vm:

@@ -38,11 +38,11 @@ async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ..
     """
     sysfs = Sysfs(workshop.places.sysfs)
     chosen = [await _prepare(vm, workshop, choice, sysfs) for choice in vm.choices]
-    known = {owned.id: owned for owned in vm.record.slices}
+    known = {_identity(owned): owned for owned in vm.record.slices}
     # What was bound before must not be remembered as what it is bound to now.
-    taken = tuple(known.get(owned.id, owned) for owned in chosen)
-    ids = {owned.id for owned in taken}
-    stale = tuple(owned for owned in vm.record.slices if owned.id not in ids)
+    taken = tuple(known.get(_identity(owned), owned) for owned in chosen)
+    wanted = {_identity(owned) for owned in taken}
+    stale = tuple(owned for owned in vm.record.slices if _identity(owned) not in wanted)
     if taken or stale:
         await vm.save(workshop, slices=(*taken, *stale))
     for owned in stale:
@@ -52,11 +52,16 @@ async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ..
         if not await comes_true(partial(_usable, owned, sysfs), seconds=READY_SECONDS):
             workshop.device_failed(owned)
             raise DeviceTrouble(f"{owned.id}: {is_ready(owned, sysfs)}")
-        if owned.id not in known:
+        if _identity(owned) not in known:
             workshop.tell(vm.name, "device-taken", _in_words(owned), id=owned.id)
     if stale:
         await vm.save(workshop, slices=taken)
     return taken
+
+
+def _identity(owned: OwnedSlice) -> tuple[str, str, str | None]:
+    """An mdev of the same uuid may be wanted of another type, or on another parent."""
+    return owned.id, owned.parent, owned.type
 
 
 def _usable(owned: OwnedSlice, sysfs: Sysfs) -> bool:
