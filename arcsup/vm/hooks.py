@@ -5,7 +5,6 @@ the program: both must belong to root and be writable by nobody else, or the hoo
 """
 
 import logging
-import os
 import shlex
 import stat
 from pathlib import Path
@@ -16,6 +15,7 @@ import trio
 from arcsup.errors import Terminal
 from arcsup.model import Argv
 from arcsup.vm.managed import ManagedVm, Workshop
+from arcsup.vm.process import inherited_environment
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ async def _run(argv: Argv, vm: ManagedVm, workshop: Workshop, moment: Moment) ->
         return why
     log = workshop.places.log_of(vm.name) / "hooks.log"
     environment = {
-        **os.environ,
+        **inherited_environment(),
         "ARCSUP_VM": vm.name,
         "ARCSUP_UUID": str(vm.vm.uuid),
         "ARCSUP_MOMENT": moment,

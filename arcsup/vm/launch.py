@@ -31,7 +31,13 @@ from arcsup.vm.commandline import Sockets, build_command_line, expected_devices
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.pinning import allowed_cpus, pin_vcpus, plan_pinning
-from arcsup.vm.process import Process, closing_gate, find_processes_holding, start_gated
+from arcsup.vm.process import (
+    Process,
+    closing_gate,
+    find_processes_holding,
+    inherited_environment,
+    start_gated,
+)
 from arcsup.vm.qmp import Qmp
 from arcsup.vm.record import Launch, OwnedProcess
 from arcsup.vm.resources import Needs, create_files, find_needs
@@ -40,11 +46,6 @@ from arcsup.vm.sockets import Listener, listen_unix
 
 HALTED = ("-S",)
 """The guest does not run before everything it asked for is seen to be there."""
-
-_SERVICE_VARIABLES = frozenset(
-    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM"}
-)
-"""What systemd told the daemon and is nobody else's business (systemd.exec(5))."""
 
 
 async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
@@ -87,7 +88,6 @@ async def _spawn(
     _write_header(log, argv)
     programs = [(h.role, h.argv, h.pass_fds) for h in needs.helpers]
     programs.append(("qemu", argv, (lock, *_passed(needs.resources.sockets))))
-    environment = {key: os.environ[key] for key in os.environ.keys() - _SERVICE_VARIABLES}
     with ExitStack() as gates:
         started = []
         for role, command, pass_fds in programs:
@@ -96,7 +96,7 @@ async def _spawn(
                 boot_id=workshop.boot_id,
                 output=log,
                 pass_fds=pass_fds,
-                environment=environment,
+                environment=inherited_environment(),
             )
             gates.enter_context(closing_gate(gated))
             started.append((role, gated))

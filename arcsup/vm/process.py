@@ -26,6 +26,17 @@ _GATE = 'cd / && read -r _ && exec "$@" </dev/null'
 """Standard input of the program itself is /dev/null; its working directory holds no mount busy."""
 
 
+_SERVICE_VARIABLES = frozenset(
+    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM"}
+)
+"""What systemd told the daemon and is nobody else's business (systemd.exec(5))."""
+
+
+def inherited_environment() -> dict[str, str]:
+    """Return the daemon's environment as the programs that it starts may have it."""
+    return {key: os.environ[key] for key in os.environ.keys() - _SERVICE_VARIABLES}
+
+
 @frozen
 class ProcessId:
     """Who a process is, for as long as the host is up. ``start_time`` is in clock ticks."""
