@@ -7,7 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -196,6 +196,7 @@ def end(daemon: Daemon) -> None:
     """Kill the daemon and all that belongs to its directory: the test is over."""
     if daemon.process is not None:
         daemon.kill()
-    for pid in daemon.qemus():
-        os.kill(pid, signal.SIGKILL)
+    for pid in find_processes_naming(daemon.top):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
     daemon.until(lambda: not find_processes_naming(daemon.top), "everything has ended")
