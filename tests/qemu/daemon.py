@@ -33,6 +33,7 @@ class Daemon:
     program: tuple[str, ...] = (sys.executable, "-m", "arcsup")
     environment: dict[str, str] = field(factory=dict)
     process: subprocess.Popen[bytes] | None = None
+    patience: float = PATIENCE
 
     def __attrs_post_init__(self) -> None:
         self.vms.mkdir(exist_ok=True, mode=0o755)
@@ -89,14 +90,14 @@ class Daemon:
         assert self.process is not None
         began = time.monotonic()
         self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(PATIENCE) == 0, self.read_log()
+        assert self.process.wait(self.patience) == 0, self.read_log()
         return time.monotonic() - began
 
     def kill(self) -> None:
         """End the daemon as a crash does."""
         assert self.process is not None
         self.process.kill()
-        self.process.wait(PATIENCE)
+        self.process.wait(self.patience)
 
     def drop(self, name: str, text: str = TINY) -> Path:
         """Put a VM file into the directory the way that careful programs do."""
@@ -137,8 +138,9 @@ class Daemon:
         self.until(happened, f"{name} has an event {kind}")
         return found[-1]
 
-    def until(self, condition: Callable[[], object], what: str, seconds: float = PATIENCE) -> None:
+    def until(self, condition: Callable[[], object], what: str, seconds: float = 0) -> None:
         """Wait for something that a real process does; fail with the daemon's log."""
+        seconds = seconds or self.patience
         deadline = time.monotonic() + seconds
         while not condition():
             if time.monotonic() > deadline:
@@ -147,7 +149,7 @@ class Daemon:
 
     def call(self, verb: str, name: str, **query: str) -> Any:
         """Ask the daemon to do something and wait for its answer."""
-        return self.client.post(vm_path(name, verb), query=query or None, patience=PATIENCE)
+        return self.client.post(vm_path(name, verb), query=query or None, patience=self.patience)
 
     def arcsup(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run a verb of the command line as a process of its own."""
@@ -156,7 +158,7 @@ class Daemon:
             capture_output=True,
             text=True,
             check=False,
-            timeout=PATIENCE,
+            timeout=self.patience,
         )
 
     def read_log(self) -> str:
