@@ -31,8 +31,9 @@ from arcsup.events.uevents import watch_uevents
 from arcsup.events.watch import watch_files
 from arcsup.fleet import Fleet, default_start_slots
 from arcsup.host.identity import boot_id, machine_id
+from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.look import DeviceLook
-from arcsup.model import Event, LastExit, VmName
+from arcsup.model import Event, ExitClass, LastExit, VmName
 from arcsup.notify import notify, watchdog_interval
 from arcsup.operator import Operator
 from arcsup.places import Places
@@ -105,9 +106,15 @@ def _open_workshop(
         bell.ring()
 
     def ended(vm: VmName, last_exit: LastExit, *, comes_back: bool) -> None:
+        if last_exit.exit_class is ExitClass.DEVICE_LOST:
+            dirty.mark("devices")
         if comes_back:
             metrics.count_restart(vm, last_exit.exit_class)
         tell(vm, "ended", f"QEMU ended: {in_words(last_exit)}", exitClass=last_exit.exit_class)
+
+    def device_failed(choice: SliceChoice | OwnedSlice) -> None:
+        allocation.note_failure(choice)
+        dirty.mark("devices")
 
     def became_ready(vm: ManagedVm, seconds: float) -> None:
         metrics.observe_time_to_running(seconds)
@@ -122,7 +129,7 @@ def _open_workshop(
         changed=changed,
         became_ready=became_ready,
         ended=ended,
-        device_failed=allocation.note_failure,
+        device_failed=device_failed,
     )
 
 

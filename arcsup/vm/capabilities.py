@@ -107,6 +107,8 @@ class _Remembered:
     capabilities: Capabilities
 
 
+_asking = trio.Lock()
+
 _in_memory: dict[tuple[str, int, int], Capabilities] = {}
 """What was read from the cache: reading it takes 4 ms, which a hundred VMs would feel."""
 
@@ -143,12 +145,18 @@ async def probe_capabilities(binary: Path, cache: Path) -> Capabilities:
     except OSError as error:
         raise Terminal(f"{binary}: {error.strerror}", hint=INSTALL_HINT) from error
     key = (str(binary), status.st_mtime_ns, status.st_size)
-    if (found := _in_memory.get(key)) is not None:
+    # Many VMs may start at once: the first one asks, the others find its answer.
+    async with _asking:
+        if (found := _in_memory.get(key)) is None:
+            found = _in_memory[key] = await _find_out(binary, key, cache)
         return found
+
+
+async def _find_out(binary: Path, key: tuple[str, int, int], cache: Path) -> Capabilities:
     file = cache / f"qemu-{hashlib.sha256(os.fsencode(binary)).hexdigest()[:16]}.json"
     known = _recall(file)
     if known is not None and (known.binary, known.mtime_ns, known.size) == key:
-        return _in_memory.setdefault(key, known.capabilities)
+        return known.capabilities
     capabilities = await ask_binary(binary)
     answer = _Remembered(*key, capabilities)
     # A cache that cannot be written costs 0.2 s next time; it must not stop a VM.

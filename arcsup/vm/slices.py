@@ -37,7 +37,7 @@ async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ..
     Those that it has and were not chosen again are given back. Raises DeviceTrouble.
     """
     sysfs = Sysfs(workshop.places.sysfs)
-    chosen = [await _prepare(vm, workshop, choice, sysfs) for choice in vm.choices]
+    chosen = [await _prepare(choice, sysfs) for choice in vm.choices]
     known = {_identity(owned): owned for owned in vm.record.slices}
     # What was bound before must not be remembered as what it is bound to now.
     taken = tuple(known.get(_identity(owned), owned) for owned in chosen)
@@ -68,13 +68,11 @@ def _usable(owned: OwnedSlice, sysfs: Sysfs) -> bool:
     return not is_ready(owned, sysfs)
 
 
-async def _prepare(
-    vm: ManagedVm, workshop: Workshop, choice: SliceChoice, sysfs: Sysfs
-) -> OwnedSlice:
+async def _prepare(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
     try:
         return await prepare_slice(choice, sysfs)
     except ArcsupError as error:
-        workshop.device_failed(choice)
+        # What is not there any more has not failed.
         raise DeviceTrouble(f"gpus[{choice.slot}]: {error.message}", error.hint) from error
 
 

@@ -386,4 +386,5 @@ def _consequences_of(vm: ManagedVm, workshop: Workshop, outcome: Outcome) -> dic
             failure = Failure(because, vm.record.source.digest)
             return {"failure": failure, "retry_at": None, "budget": Budget()}
         case AwaitDevice():
-            return {"retry_at": None}
+            # The kernel needs a moment until the device tree shows that it is gone.
+            return _wait_for_device(workshop)
