@@ -1,12 +1,22 @@
 """Fixtures for all tests."""
 
+import os
 import shutil
 import socket
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
+
+with suppress(ModuleNotFoundError):  # The lab goes without hypothesis: its import takes 16 s there.
+    import hypothesis
+
+    # CI tries the same examples each time: what is new is found by people who can look into it.
+    hypothesis.settings.register_profile("ci", derandomize=True)
+    if "CI" in os.environ:
+        hypothesis.settings.load_profile("ci")
 
 
 @pytest.fixture
