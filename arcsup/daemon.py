@@ -76,6 +76,7 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
         nursery.start_soon(reconciler.run)
         nursery.start_soon(_feed_watchdog, reconciler)
         nursery.start_soon(_tell_status, fleet)
+        await reconciler.files_read.wait()
         await nursery.start(partial(serve_control, operator, places.socket, group=config.group))
         notify(READY=1)
         logger.info("ready", extra={"VMS": len(fleet.vms), "VM_DIRECTORY": places.vms})

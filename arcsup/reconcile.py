@@ -60,6 +60,8 @@ class Reconciler:
     resync: float
     ending: bool = False
     """The daemon is about to end: nothing is started any more."""
+    files_read: trio.Event = field(factory=trio.Event)
+    """Set once the VM directory was looked at: who asks before would be told of too few VMs."""
     last_pass: float = field(factory=time.monotonic)
     _logs_seen: float = field(factory=time.monotonic)
 
@@ -111,7 +113,10 @@ class Reconciler:
         self.dirty.mark("operator")
 
     async def _make_pass(self, reasons: frozenset[str]) -> None:
-        await self.fleet.read_files()
+        try:
+            await self.fleet.read_files()
+        finally:
+            self.files_read.set()
         if self.ending:
             return
         view = await self._look_at_devices(reasons)

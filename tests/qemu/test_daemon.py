@@ -334,6 +334,16 @@ def test_a_lost_record_starts_no_second_qemu(daemon: Daemon) -> None:
     assert daemon.qemus() == [pid]
 
 
+def test_the_first_answer_already_knows_every_file(daemon: Daemon) -> None:
+    daemon.terminate()
+    for number in range(300):
+        daemon.drop(f"vm-{number}", "autostart: false\n")
+
+    daemon.start()
+
+    assert len(daemon.client.get("/v1/vms")) == 300
+
+
 def test_a_frozen_qemu_is_adopted_and_told_of(daemon: Daemon) -> None:
     daemon.drop("one", QUICK)
     pid = daemon.wait_for("one", "running")["pid"]
