@@ -181,6 +181,24 @@ def test_colour_is_for_terminals_that_want_it(run_dir: Path) -> None:
     assert "\x1b" not in call(run_dir, "list").stdout
 
 
+def complete(words: str, run_dir: Path) -> subprocess.CompletedProcess[str]:
+    """Ask what bash asks when Tab is pressed behind ``words``."""
+    return subprocess.run(
+        ARCSUP,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+        env=os.environ
+        | {
+            "ARCSUP_RUN": str(run_dir),
+            "_ARCSUP_COMPLETE": "bash_complete",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(len(words.split()) - 1),
+        },
+    )
+
+
 @pytest.mark.parametrize(
     ("words", "completions"),
     [
@@ -193,40 +211,13 @@ def test_colour_is_for_terminals_that_want_it(run_dir: Path) -> None:
 def test_the_shell_completes_verbs_options_and_vms(
     words: str, completions: list[str], run_dir: Path
 ) -> None:
-    split = words.replace("DIR", str(run_dir)).split()
-    done = subprocess.run(
-        ARCSUP,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        env=os.environ
-        | {
-            "ARCSUP_RUN": str(run_dir),
-            "_ARCSUP_COMPLETE": "bash_complete",
-            "COMP_WORDS": " ".join(split),
-            "COMP_CWORD": str(len(split) - 1),
-        },
-    )
+    done = complete(words.replace("DIR", str(run_dir)), run_dir)
 
     assert [line.partition(",")[2] for line in done.stdout.split()] == completions
 
 
 def test_completion_without_a_daemon_is_silent(tmp_path: Path) -> None:
-    done = subprocess.run(
-        ARCSUP,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-        env=os.environ
-        | {
-            "ARCSUP_RUN": str(tmp_path),
-            "_ARCSUP_COMPLETE": "bash_complete",
-            "COMP_WORDS": "arcsup stop w",
-            "COMP_CWORD": "2",
-        },
-    )
+    done = complete("arcsup stop w", tmp_path)
 
     assert (done.stdout.strip(), done.stderr) == ("", "")
 

@@ -10,6 +10,7 @@ from arcsup.spec.comments import find_comments
 from arcsup.spec.imported import Form, import_vm
 from arcsup.spec.native import load_vm
 from tests.every_device import every_device
+from tests.mutated import mutations
 
 __all__ = ["every_device"]
 
@@ -85,17 +86,6 @@ SEEDS = [(DATA / name).read_text() for name in ("workstation.yaml", "first.yaml"
 SEEDS += [(DATA / name).read_text() for name in ("build.xml", "104.conf")]
 
 
-@st.composite
-def mutations(draw: st.DrawFn) -> str:
-    text = draw(st.sampled_from(SEEDS))
-    for _ in range(draw(st.integers(1, 5))):
-        start = draw(st.integers(0, len(text)))
-        end = min(len(text), start + draw(st.integers(0, 12)))
-        alphabet = st.sampled_from("<>/=':-[]{}\"&*!~# \n0129.,;%noay")
-        text = text[:start] + draw(st.text(alphabet, max_size=6)) + text[end:]
-    return text
-
-
 def check(source: str | bytes, form: Form | None) -> None:
     imported, faults = None, [""]
     try:
@@ -109,7 +99,7 @@ def check(source: str | bytes, form: Form | None) -> None:
     assert all("\n" not in str(note) for note in imported.notes)
 
 
-@given(mutations())
+@given(mutations(SEEDS, "<>/=':-[]{}\"&*!~# \n0129.,;%noay"))
 @settings(max_examples=400, deadline=None)
 def test_whatever_is_imported_is_a_native_file(source: str) -> None:
     check(source, None)

@@ -1,10 +1,8 @@
 import os
-import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from arcsup.model import (
     Audio,
@@ -32,6 +30,7 @@ from arcsup.spec.native import Parsed, read_vm
 from arcsup.spec.qemu_arguments import Verdict, judge_option
 from arcsup.spec.together import Source, check_together
 from tests.every_device import every_device
+from tests.mutated import check_places, mutations
 
 __all__ = ["every_device"]
 
@@ -310,30 +309,14 @@ def test_raw_options_are_held_against_what_arcsup_sets(
     assert judge_option(option, value).verdict is verdict
 
 
-BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
 SEEDS = [(DATA / name).read_text() for name in ("workstation.yaml", "first.yaml")]
 
 
-@st.composite
-def mutations(draw: st.DrawFn) -> str:
-    text = draw(st.sampled_from(SEEDS))
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(text)))
-        end = min(len(text), start + draw(st.integers(0, 12)))
-        alphabet = st.sampled_from(":-[]{}\"'&*!~ \n0129.,noay/")
-        text = text[:start] + draw(st.text(alphabet, max_size=6)) + text[end:]
-    return text
-
-
-@given(mutations())
+@given(mutations(SEEDS, ":-[]{}\"'&*!~ \n0129.,noay/"))
 @settings(max_examples=250, deadline=None)
 def test_mutated_files_give_a_vm_or_faults_inside_the_file(source: str) -> None:
     parsed = read_vm(source, FILE, "0")
 
     assert (parsed.vm is None) == bool(parsed.faults)
-    lines = BREAK.split(source)
-    for fault in parsed.faults:
-        assert 1 <= fault.line <= len(lines)
-        assert 1 <= fault.column <= len(lines[fault.line - 1]) + 1
-        assert "\n" not in str(fault)
+    check_places(parsed.faults, source)
     assert not any("\n" in warning for warning in parsed.warnings)

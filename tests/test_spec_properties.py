@@ -1,6 +1,5 @@
 """No input does anything but give a VM or faults with a place; what is written is read back."""
 
-import re
 from pathlib import Path
 from posixpath import normpath
 from uuid import UUID
@@ -14,24 +13,19 @@ from arcsup.model import AUTO, CpuSet, MacAddress, MiB, PciAddress, Seconds, VmN
 from arcsup.spec.native import load_vm, read_vm, vm_to_native
 from arcsup.spec.nodes import compose
 from arcsup.spec.tables import GPU
+from tests.mutated import check_places, mutations
 
 ROOT = Path(__file__).parent.parent
 SEEDS = [file.read_text() for file in sorted((ROOT / "examples").glob("*.yaml"))]
 SEEDS.append((ROOT / "tests" / "data" / "awful.yaml").read_text())
 FILE = Path("box.yaml")
 
-BREAK = re.compile("\r\n|[\r\n\x85\u2028\u2029]")
-
 
 def check(source: str | bytes) -> None:
     parsed = read_vm(source, FILE, "0")
     assert (parsed.vm is None) == bool(parsed.faults)
     text = source.decode("utf-8", "replace") if isinstance(source, bytes) else source
-    lines = BREAK.split(text)
-    for fault in parsed.faults:
-        assert 1 <= fault.line <= len(lines)
-        assert 1 <= fault.column <= len(lines[fault.line - 1]) + 1
-        assert "\n" not in str(fault)
+    check_places(parsed.faults, text)
 
 
 @given(st.binary(max_size=300))
@@ -46,18 +40,7 @@ def test_random_punctuation_gives_faults_inside_the_file(source: str) -> None:
     check(source)
 
 
-@st.composite
-def mutations(draw: st.DrawFn) -> str:
-    text = draw(st.sampled_from(SEEDS))
-    for _ in range(draw(st.integers(1, 4))):
-        start = draw(st.integers(0, len(text)))
-        end = min(len(text), start + draw(st.integers(0, 12)))
-        alphabet = st.sampled_from(":-[]{}\"'&*! \n0129.,~noay")
-        text = text[:start] + draw(st.text(alphabet, max_size=6)) + text[end:]
-    return text
-
-
-@given(mutations())
+@given(mutations(SEEDS, ":-[]{}\"'&*! \n0129.,~noay"))
 @settings(max_examples=300, deadline=None)
 def test_mutated_examples_give_faults_inside_the_file(source: str) -> None:
     check(source)

@@ -2,6 +2,8 @@
 
 import os
 import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
@@ -20,11 +22,12 @@ from arcsup.model import (
     Vm,
 )
 from arcsup.spec.identity import derive_mac
-from arcsup.vm.commandline import build_command_line
+from arcsup.vm.commandline import Resources, build_command_line
+from arcsup.vm.qmp import Qmp, QmpEvent
 from arcsup.vm.shares import check_share, find_virtiofsd, virtiofs_helper
 from arcsup.vm.sockets import listen_unix
 from arcsup.vm.tpm import create_tpm_folder, find_swtpm, tpm_folder, tpm_helper
-from tests.guest import CMDLINE, READY, guest_files, open_console
+from tests.guest import CMDLINE, READY, Console, guest_files, open_console
 from tests.qemu.test_commandline import SMALL, find_everything, running
 from tests.qemu.test_helpers import helping
 
@@ -34,6 +37,27 @@ pytestmark = pytest.mark.guest
 def make_linux() -> Vm:
     kernel, initrd = guest_files()
     return evolve(SMALL, memory_mib=MiB(256), boot=Boot(str(kernel), str(initrd), CMDLINE))
+
+
+@asynccontextmanager
+async def booted(vm: Vm, host: Resources) -> AsyncIterator[tuple[Qmp, Console]]:
+    """Run a guest until its shell has answered; end it afterwards."""
+    async with (
+        running((*build_command_line(vm, host), "-S"), host.sockets, seconds=120) as qmp,
+        open_console(host.sockets.console.path) as console,
+    ):
+        await qmp.execute("cont")
+        await console.wait_for(READY, seconds=110)
+        yield qmp, console
+
+
+async def wait_for_event(qmp: Qmp, name: str) -> QmpEvent:
+    """Return the next event of a name; others are passed over."""
+    with trio.fail_after(30):
+        async for event in qmp.events:
+            if event.name == name:
+                return event
+    raise AssertionError(f"QEMU ended before {name}")
 
 
 async def test_the_guest_sees_its_disks_cards_cpus_and_identity(short_dir: Path) -> None:
@@ -46,13 +70,7 @@ async def test_the_guest_sees_its_disks_cards_cpus_and_identity(short_dir: Path)
     )
     (short_dir / "letter").write_text("hello guest\n")
     host = await find_everything(vm, short_dir, listen_unix)
-    async with (
-        running((*build_command_line(vm, host), "-S"), host.sockets, seconds=120) as qmp,
-        open_console(host.sockets.console.path) as console,
-    ):
-        await qmp.execute("cont")
-        await console.wait_for(READY)
-
+    async with booted(vm, host) as (_, console):
         # The ninth disk is function 0 of the second slot: all eight functions were found.
         sizes = await console.run("cat /sys/block/vd[a-i]/size")
         assert [int(size) // 2048 for size in sizes.split()] == list(range(1, 10))
@@ -83,12 +101,7 @@ async def test_the_guest_writes_into_a_share(short_dir: Path) -> None:
     helper = virtiofs_helper(virtiofsd, share, check_share(share, short_dir), listener, 0)
     async with helping(helper):
         listener.close()
-        async with (
-            running((*build_command_line(vm, host), "-S"), host.sockets, seconds=120) as qmp,
-            open_console(host.sockets.console.path) as console,
-        ):
-            await qmp.execute("cont")
-            await console.wait_for(READY)
+        async with booted(vm, host) as (_, console):
             await console.run("modprobe virtiofs; mkdir /tmp/share")
             await console.run("mount -t virtiofs tag /tmp/share && echo hi >/tmp/share/letter")
 
@@ -112,13 +125,7 @@ async def test_a_uefi_guest_finds_firmware_and_tpm(short_dir: Path) -> None:
     fresh = host.firmware_vars.read_bytes()
     async with helping(tpm_helper(find_swtpm(), folder, tpm, short_dir / "tpm.log")):
         tpm.close()
-        async with (
-            running((*build_command_line(vm, host), "-S"), host.sockets, seconds=120) as qmp,
-            open_console(host.sockets.console.path) as console,
-        ):
-            await qmp.execute("cont")
-            await console.wait_for(READY, seconds=110)
-
+        async with booted(vm, host) as (_, console):
             await console.run("test -d /sys/firmware/efi")
             version = await console.run("cat /sys/class/tpm/tpm0/tpm_version_major")
             assert version.strip() == "2"
@@ -128,17 +135,9 @@ async def test_a_uefi_guest_finds_firmware_and_tpm(short_dir: Path) -> None:
 async def test_a_guest_that_powers_off_stays_readable(short_dir: Path) -> None:
     vm = evolve(make_linux(), networks=())
     host = await find_everything(vm, short_dir, listen_unix)
-    async with (
-        running((*build_command_line(vm, host), "-S"), host.sockets, seconds=120) as qmp,
-        open_console(host.sockets.console.path) as console,
-    ):
-        await qmp.execute("cont")
-        await console.wait_for(READY)
+    async with booted(vm, host) as (qmp, console):
         await console.send("poweroff -f\n")
-        with trio.fail_after(30):
-            async for event in qmp.events:
-                if event.name == "SHUTDOWN":
-                    break
+        event = await wait_for_event(qmp, "SHUTDOWN")
         status = await qmp.execute("query-status")
 
         assert event.data["reason"] == "guest-shutdown"
@@ -148,17 +147,9 @@ async def test_a_guest_that_powers_off_stays_readable(short_dir: Path) -> None:
 async def test_a_panic_is_told_by_the_panic_device_and_stays_readable(short_dir: Path) -> None:
     vm = evolve(make_linux(), networks=())
     host = await find_everything(vm, short_dir, listen_unix)
-    async with (
-        running((*build_command_line(vm, host), "-S"), host.sockets, seconds=120) as qmp,
-        open_console(host.sockets.console.path) as console,
-    ):
-        await qmp.execute("cont")
-        await console.wait_for(READY)
+    async with booted(vm, host) as (qmp, console):
         await console.send("modprobe pvpanic-pci; echo c >/proc/sysrq-trigger\n")
-        with trio.fail_after(30):
-            async for event in qmp.events:
-                if event.name == "GUEST_PANICKED":
-                    break
+        event = await wait_for_event(qmp, "GUEST_PANICKED")
         with trio.fail_after(10):
             while (status := await qmp.execute("query-status"))["status"] != "guest-panicked":
                 await qmp.events.receive()
