@@ -17,6 +17,7 @@ from tests.lab.kernel import (
     Uevents,
     bind,
     driver_of,
+    mdevs,
     read,
     remove,
     unbind,
@@ -24,6 +25,8 @@ from tests.lab.kernel import (
     write,
 )
 from tests.lab.outer import Outer
+from tests.lab.vms import lab_daemon
+from tests.qemu.daemon import Daemon
 
 if "ARCSUP_LAB" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
@@ -41,6 +44,14 @@ def lab_output() -> Path:
 def daemon_log(lab_output: Path) -> Path:
     """Where a test lets arcsup's daemon write its log."""
     return lab_output / "daemon.log"
+
+
+@pytest.fixture
+def daemon(daemon_log: Path) -> Iterator[Daemon]:
+    """A daemon of its own; its VMs go after the test, and no mediated device may be left."""
+    with lab_daemon(daemon_log) as daemon:
+        yield daemon
+    assert not mdevs()
 
 
 @pytest.fixture(scope="session")

@@ -92,6 +92,11 @@ def types_of(parent: Path) -> dict[str, int]:
     }
 
 
+def mdevs() -> set[str]:
+    """The uuids of all mediated devices."""
+    return {path.name for path in MDEVS.iterdir()}
+
+
 def create(parent: Path, type_: str, uuid: str) -> Path:
     """Create a mediated device; raise what the kernel answers."""
     write(parent / "mdev_supported_types" / type_ / "create", uuid)

@@ -2,43 +2,14 @@
 
 import os
 import signal
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from tests.lab.kernel import MDEVS, driver_of, mdevs
+from tests.lab.vms import TINY
+from tests.qemu.daemon import Daemon
 
-from tests.lab.kernel import MDEVS, driver_of
-from tests.qemu.daemon import Daemon, end
-
-PATIENCE = 300.0
-"""Seconds: a QEMU in the lab takes ten to start, and some start at once."""
-
-TINY = "memory: 32\naccel: tcg\nnetworks: []\nstop: {timeout: 100ms}\n"
 SMALL = f"{TINY}gpus: [{{mdevType: mbochs-small}}]\n"
-
-
-@pytest.fixture
-def daemon(daemon_log: Path) -> Iterator[Daemon]:
-    with tempfile.TemporaryDirectory(prefix="arc", dir="/tmp") as top:
-        daemon = Daemon(Path(top), patience=PATIENCE)
-        daemon.start()
-        try:
-            yield daemon
-        finally:
-            for file in daemon.vms.glob("*.yaml"):
-                file.unlink()
-            try:
-                daemon.until(lambda: not daemon.client.get("/v1/vms"), "every VM is gone")
-            finally:
-                with open(daemon_log, "a") as log:
-                    log.write(daemon.read_log())
-                end(daemon)
-        assert not mdevs()
-
-
-def mdevs() -> set[str]:
-    return {path.name for path in MDEVS.iterdir()}
 
 
 def test_a_vm_gets_its_mdev_keeps_it_over_a_crash_and_gives_it_back(daemon: Daemon) -> None:
