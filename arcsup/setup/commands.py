@@ -23,9 +23,13 @@ def run_command(host: Host, argv: Sequence[str], hint: str = "") -> None:
         )
 
 
-def ask_command(host: Host, argv: Sequence[str]) -> str | None:
-    """Return what a program that only looks writes, None when it says no."""
-    done = _run(_in_root(host, argv), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+def ask_command(host: Host, argv: Sequence[str], patience: float | None = None) -> str | None:
+    """Return what a program that only looks writes, None when it says no.
+
+    Raises Terminal when it cannot be run, or takes longer than ``patience`` seconds.
+    """
+    command = _in_root(host, argv)
+    done = _run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, patience=patience)
     return done.stdout.decode(errors="replace") if done.returncode == 0 else None
 
 
@@ -34,7 +38,7 @@ def _in_root(host: Host, argv: Sequence[str]) -> list[str]:
 
 
 def _run(
-    argv: Sequence[str], *, stdout: int, stderr: int | None = None
+    argv: Sequence[str], *, stdout: int, stderr: int | None = None, patience: float | None = None
 ) -> subprocess.CompletedProcess[bytes]:
     # The words of package managers are read, so they must be the untranslated ones.
     environment = os.environ | {"DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C"}
@@ -46,6 +50,9 @@ def _run(
             stderr=stderr,
             env=environment,
             check=False,
+            timeout=patience,
         )
+    except subprocess.TimeoutExpired as error:
+        raise Terminal(f"{' '.join(argv)} did not end within {patience:g} s") from error
     except OSError as error:
         raise Terminal(f"{argv[0]} cannot be run: {error.strerror}") from error

@@ -4,18 +4,19 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from arcsup.setup.checks import cpu, kernel, managers, places, qemu
+from arcsup.setup.checks import cpu, gpus, kernel, managers, nvidia, places, qemu
 from arcsup.setup.findings import Check, Finding, error
 from arcsup.setup.host import Host
 
 CHECKS: dict[str, tuple[Check, ...]] = {
     "Processor": cpu.CHECKS,
     "Kernel": kernel.CHECKS,
+    "GPUs": gpus.CHECKS + nvidia.CHECKS,
     "Programs": qemu.CHECKS,
     "arcsup": places.CHECKS,
     "Other managers": managers.CHECKS,
 }
-"""Headings in their order. A further part of the host, such as its GPUs, is one line here."""
+"""Headings in their order. A further part of the host is one line here."""
 
 
 @frozen
