@@ -38,6 +38,9 @@ VERBS: dict[str, dict[str, str]] = {
         "qmp": "arcsup.cli.monitor:qmp",
         "screenshot": "arcsup.cli.monitor:screenshot",
     },
+    "Images": {
+        "image": "arcsup.cli.image:image",
+    },
     "GPUs": {
         "gpu": "arcsup.cli.gpu:gpu",
         "inventory": "arcsup.cli.gpu:inventory",

@@ -1,16 +1,12 @@
 """Disk images: found, made when missing, never overwritten; and how a guest sees them.
 
-Sources: qemu-img(1); qemu-doc, "Block device options"; docs/interop/qcow2.txt for the magic.
+Sources: qemu-img(1); qemu-doc, "Block device options".
 """
 
-import fcntl
 import os
 import stat
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import trio
 from attrs import frozen
@@ -18,10 +14,10 @@ from attrs import frozen
 from arcsup.errors import Terminal
 from arcsup.model import Argv, Disk, DiskBus, DiskFormat, Vm
 from arcsup.vm.capabilities import Capabilities
+from arcsup.vm.image_files import has_qcow2_magic, part_of, publish
 from arcsup.vm.options import Slot, escape, on_off, pci_place
 from arcsup.vm.programs import last_words, run_program
 
-QCOW2_MAGIC = b"QFI\xfb"
 SECONDS_TO_CREATE = 30.0
 MIB_PER_EXTRA_SECOND = 10 * 1024
 """Making an image writes its tables only; on slow storage they take longer as it grows."""
@@ -70,7 +66,7 @@ async def create_missing_disks(vm: Vm, images: Path) -> None:
         what = f"disks[{index}]: {path}"
         # In a thread: a dead network file system hangs whoever looks at it.
         if not await trio.to_thread.run_sync(_is_there, path, what, abandon_on_cancel=True):
-            await _create(disk, path, images, what)
+            await create_disk(disk, images, what)
         check = _check_image
         await trio.to_thread.run_sync(check, path, disk, what, abandon_on_cancel=True)
 
@@ -108,7 +104,7 @@ def _is_there(path: Path, what: str) -> bool:
 def _check_image(path: Path, disk: Disk, what: str) -> None:
     try:
         with path.open("rb") as image:
-            is_qcow2 = image.read(len(QCOW2_MAGIC)) == QCOW2_MAGIC
+            is_qcow2 = has_qcow2_magic(image)
     except OSError as error:
         raise Terminal(f"{what}: {error.strerror}", hint="check its owner and its mode") from error
     # Not by opening it: udev takes a block device that was open for writing for a changed one.
@@ -141,12 +137,17 @@ def creation_command(disk: Disk, images: Path, what: str) -> Callable[[str], Arg
     return lambda path: (*before, path, *size)
 
 
-async def _create(disk: Disk, path: Path, images: Path, what: str) -> None:
+async def create_disk(disk: Disk, images: Path, what: str) -> bool:
+    """Make the image of a disk; tell whether we did, and not somebody else meanwhile.
+
+    ``what`` begins what is said of it. Raises Terminal, Transient.
+    """
+    path = resolve_image(disk.path, images)
     command = creation_command(disk, images, what)
     seconds = SECONDS_TO_CREATE + (disk.size_mib or 0) / MIB_PER_EXTRA_SECOND
     try:
         _make_folder(path, images)
-        with _part_of(path) as part:
+        with part_of(path) as part:
             argv = command(part.name)
             finished = await run_program(argv, seconds=seconds, hint="install qemu-utils")
             if finished.returncode != 0:
@@ -154,7 +155,7 @@ async def _create(disk: Disk, path: Path, images: Path, what: str) -> None:
                     f"{what}: cannot be made: {last_words(finished.stderr)}",
                     hint="check the space and the owner of its folder",
                 )
-            await trio.to_thread.run_sync(_publish, part, path)
+            return await trio.to_thread.run_sync(publish, part, path)
     except OSError as error:
         raise Terminal(
             f"{what}: cannot be made: {error.strerror}",
@@ -168,7 +169,7 @@ def _overlay_options(disk: Disk, images: Path, what: str) -> Argv:
     base = resolve_image(disk.base or "", images)
     try:
         with base.open("rb") as image:
-            is_qcow2 = image.read(len(QCOW2_MAGIC)) == QCOW2_MAGIC
+            is_qcow2 = has_qcow2_magic(image)
     except OSError as error:
         raise Terminal(
             f"{what}: its base {base}: {error.strerror}", hint="put the base image there first"
@@ -181,46 +182,6 @@ def _make_folder(path: Path, images: Path) -> None:
     """Make the image's folder where it is arcsup's own; anybody else's must be there."""
     if path.is_relative_to(images):
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-
-
-@contextmanager
-def _part_of(path: Path) -> Iterator[IO[bytes]]:
-    """Give an unfinished image beside ``path``; it is gone afterwards, whatever happened.
-
-    The lock says that its maker lives: parts without one were left by a crash and are removed.
-    """
-    prefix, suffix = f".{path.name}.", ".part"
-    for left in path.parent.glob(f"{_literal(prefix)}*{suffix}"):
-        with suppress(OSError), left.open("rb") as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            left.unlink()
-    with tempfile.NamedTemporaryFile(
-        dir=path.parent, prefix=prefix, suffix=suffix, delete=False
-    ) as part:
-        try:
-            fcntl.flock(part, fcntl.LOCK_EX)
-            yield part.file
-        finally:
-            with suppress(FileNotFoundError):
-                Path(part.name).unlink()
-
-
-def _literal(name: str) -> str:
-    """Return a name in which no character means anything to ``glob``."""
-    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
-
-
-def _publish(part: IO[bytes], path: Path) -> None:
-    """Give a finished image its name, unless somebody else has made one meanwhile."""
-    os.fsync(part.fileno())
-    with suppress(FileExistsError):
-        # A link, unlike a rename, never replaces what is there.
-        os.link(part.name, path)
-    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 # --- the command line ---------------------------------------------------------------------------

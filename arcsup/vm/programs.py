@@ -26,7 +26,7 @@ async def run_program(
                 capture_stderr=True,
                 check=False,
                 pass_fds=tuple(pass_fds),
-                deliver_cancel=_kill,
+                deliver_cancel=kill_at_once,
             )
     except trio.TooSlowError:
         raise Transient(f"{argv[0]} did not finish within {seconds:g} s") from None
@@ -40,6 +40,7 @@ def last_words(output: bytes) -> str:
     return lines[-1].strip() if lines else "it said nothing"
 
 
-async def _kill(process: trio.Process) -> None:
+async def kill_at_once(process: trio.Process) -> None:
+    """End a program that is given up."""
     # Nothing that is run here has anything to tidy up, and SIGTERM can be ignored.
     process.kill()

@@ -1,0 +1,155 @@
+"""What is done to images: copy, commit, snapshot, revert. Nothing is ever half done.
+
+A copy or a new base is finished and on the disk (fsync) before it gets its name; until then it is
+a hidden part beside its place that the next attempt removes. What qemu-img changes in place
+(snapshots) it orders so that an end in between leaves leaked clusters at worst.
+"""
+
+import os
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import trio
+
+from arcsup.errors import Refused, Terminal
+from arcsup.vm.image_files import part_of, publish, replace
+from arcsup.vm.image_lock import hold_image
+from arcsup.vm.qemu_img import (
+    Image,
+    Report,
+    change_image,
+    copy_image,
+    measure_image,
+    observe_image,
+)
+
+
+async def clone_image(source: Path, target: Path, report: Report, *, linked: bool = False) -> None:
+    """Make an image like another: a full copy, or with ``linked`` an overlay of it.
+
+    Raises Refused when the target is there or somebody writes to the source, Terminal, Transient.
+    """
+    image = await observe_image(source)
+    _refuse_existing(target)
+    target_format = "qcow2" if linked else _format_of(image)
+    with part_of(target) as part:
+        if linked:
+            overlay = ("create", "-q", "-f", "qcow2", "-b", str(source), "-F", _format_of(image))
+            await change_image(Path(part.name), *overlay)
+        else:
+            await _check_space(image, target.parent, target_format)
+            await copy_image(image, part.name, target_format, report)
+        # The copy has the source's mode: whoever may not read that must not read this.
+        os.fchmod(part.fileno(), source.stat().st_mode & 0o666)
+        if not await trio.to_thread.run_sync(publish, part, target):
+            _refuse_existing(target)
+
+
+async def commit_image(overlay: Path, report: Report) -> Path:
+    """Make what a guest sees of an overlay the content of its base; return the base.
+
+    The base becomes a new file that needs no other, the overlay is empty afterwards. An end in
+    between leaves the old base, or the new one under an overlay that adds nothing to it.
+    Raises Refused when somebody uses one of them or they have snapshots, Terminal, Transient.
+    """
+    # What replaces a symbolic link must go where it leads.
+    image = await observe_image(overlay.resolve())
+    if image.base is None:
+        raise Refused(f"{overlay} is no overlay: there is no base to commit to")
+    base = await observe_image(image.base.resolve())
+    for one in (image, base):
+        _refuse_snapshots(one)
+        _refuse_device(one)
+    async with AsyncExitStack() as held:
+        for path in (image.path, base.path):
+            await held.enter_async_context(hold_image(path))
+        with part_of(base.path) as part:
+            await _check_space(image, base.path.parent, _format_of(base))
+            await copy_image(image, part.name, _format_of(base), report, locked=True)
+            await trio.to_thread.run_sync(replace, part, base.path)
+        with part_of(image.path) as part:
+            empty = ("create", "-q", "-f", "qcow2", "-b", str(image.base), "-F", _format_of(base))
+            await change_image(Path(part.name), *empty)
+            await trio.to_thread.run_sync(replace, part, image.path)
+    return base.path
+
+
+async def take_snapshot(path: Path, name: str) -> None:
+    """Keep the state of an image that no VM writes to. Refused, Terminal, Transient."""
+    image = await _observe_qcow2(path)
+    if any(it.name == name for it in image.snapshots):
+        raise Refused(f"{path} has a snapshot {name} already", "choose another name")
+    await change_image(path, "snapshot", "-q", "-c", name)
+
+
+async def remove_snapshot(path: Path, name: str) -> None:
+    """Forget a snapshot. Refused, Terminal, Transient."""
+    check_snapshot(await _observe_qcow2(path), name)
+    await change_image(path, "snapshot", "-q", "-d", name)
+
+
+async def revert_image(path: Path, name: str) -> None:
+    """Bring an image back to a snapshot; what was written since is lost. Refused, Terminal."""
+    check_snapshot(await _observe_qcow2(path), name)
+    await change_image(path, "snapshot", "-q", "-a", name)
+
+
+def check_snapshot(image: Image, name: str) -> None:
+    """Raise Refused when an image has no snapshot of a name."""
+    names = [it.name for it in image.snapshots]
+    if name not in names:
+        raise Refused(
+            f"{image.path} has no snapshot {name}",
+            f"it has {', '.join(names)}" if names else "it has none",
+        )
+
+
+async def _observe_qcow2(path: Path) -> Image:
+    image = await observe_image(path)
+    if image.format != "qcow2":
+        raise Refused(
+            f"{path} is {image.format}: only qcow2 keeps snapshots",
+            "`arcsup image clone` makes a copy",
+        )
+    return image
+
+
+def _refuse_existing(target: Path) -> None:
+    if target.exists() or target.is_symlink():
+        raise Refused(f"{target} is there already", "choose another name, or move it away")
+
+
+def _refuse_snapshots(image: Image) -> None:
+    if image.snapshots:
+        names = ", ".join(it.name for it in image.snapshots)
+        raise Refused(
+            f"{image.path} has snapshots ({names}), which would be lost",
+            f"arcsup image snapshot --delete {image.path} {image.snapshots[0].name}",
+        )
+
+
+def _refuse_device(image: Image) -> None:
+    if image.path.is_block_device():
+        raise Refused(
+            f"{image.path} is a block device, which no finished copy can be moved over",
+            "`qemu-img commit` writes into it",
+        )
+
+
+def _format_of(image: Image) -> str:
+    return "raw" if image.format == "iso" else image.format
+
+
+async def _check_space(image: Image, folder: Path, target_format: str) -> None:
+    """Raise Terminal when a copy will not fit: better now than after an hour."""
+    needed = await measure_image(image, target_format)
+    there = os.statvfs(folder)
+    free = there.f_bavail * there.f_frsize
+    # A raw copy is sparse: what is empty takes no room in it.
+    if target_format == "raw":
+        needed = min(needed, image.size)
+    if needed > free and not image.path.is_block_device():
+        raise Terminal(
+            f"{folder}: a copy of {image.path} needs {needed >> 20} MiB, {free >> 20} MiB are free",
+            "make room, or `arcsup image clone --linked`",
+        )

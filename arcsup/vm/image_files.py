@@ -1,0 +1,89 @@
+"""Image files on disk: made beside their place and put there whole, or not at all.
+
+Sources: docs/interop/qcow2.txt of QEMU for the magic; ECMA-119 8.1 for that of a CD-ROM.
+"""
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO
+
+QCOW2_MAGIC = b"QFI\xfb"
+ISO_MAGIC, ISO_OFFSET = b"CD001", 16 * 2048 + 1
+
+
+def has_qcow2_magic(image: IO[bytes]) -> bool:
+    """Tell whether an open image is qcow2, by its first bytes."""
+    image.seek(0)
+    return image.read(len(QCOW2_MAGIC)) == QCOW2_MAGIC
+
+
+def has_iso_magic(image: IO[bytes]) -> bool:
+    """Tell whether an open image is a CD-ROM's, by its first volume descriptor."""
+    image.seek(ISO_OFFSET)
+    return image.read(len(ISO_MAGIC)) == ISO_MAGIC
+
+
+@contextmanager
+def part_of(path: Path) -> Iterator[IO[bytes]]:
+    """Give an unfinished image beside ``path``; it is gone afterwards, whatever happened.
+
+    The lock says that its maker lives: parts without one were left by a crash and are removed.
+    """
+    prefix, suffix = f".{path.name}.", ".part"
+    for left in path.parent.glob(f"{_literal(prefix)}*{suffix}"):
+        with suppress(OSError), left.open("rb") as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=prefix, suffix=suffix, delete=False
+    ) as part:
+        try:
+            fcntl.flock(part, fcntl.LOCK_EX)
+            yield part.file
+        finally:
+            with suppress(FileNotFoundError):
+                Path(part.name).unlink()
+
+
+def _literal(name: str) -> str:
+    """Return a name in which no character means anything to ``glob``."""
+    return "".join(f"[{character}]" if character in "*?[" else character for character in name)
+
+
+def publish(part: IO[bytes], path: Path) -> bool:
+    """Give a finished image its name, unless somebody else has made one meanwhile.
+
+    Returns whether it was this one that got the name.
+    """
+    os.fsync(part.fileno())
+    ours = True
+    try:
+        # A link, unlike a rename, never replaces what is there.
+        os.link(part.name, path)
+    except FileExistsError:
+        ours = False
+    sync_folder(path.parent)
+    return ours
+
+
+def replace(part: IO[bytes], path: Path) -> None:
+    """Put a finished image in the place of another, with the owner and mode of that one."""
+    old = path.stat()
+    os.fchown(part.fileno(), old.st_uid, old.st_gid)
+    os.fchmod(part.fileno(), old.st_mode & 0o7777)
+    os.fsync(part.fileno())
+    Path(part.name).replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make durable which names a folder holds."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,196 @@
+"""qemu-img: what it tells of an image, and what it is asked to do with one. Source: qemu-img(1).
+
+Images are named by absolute paths: "x:y" would be a protocol. Which format an image has is never
+left to QEMU's guess where a guest can write to it: the guest could write another format's header.
+"""
+
+import json
+import os
+import re
+import subprocess
+from collections.abc import Callable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import trio
+from attrs import frozen
+
+from arcsup.errors import Refused, Terminal, Transient
+from arcsup.vm.image_files import has_iso_magic, has_qcow2_magic
+from arcsup.vm.process import find_processes_holding
+from arcsup.vm.programs import kill_at_once, run_program
+
+QUICK = 60.0
+"""Seconds for what reads or changes tables only."""
+
+STALLED = 1800.0
+"""Seconds without a further percent after which a long operation counts as stuck."""
+
+HINT = "install qemu-utils"
+
+Report = Callable[[float], None]
+"""Is told how much is done, in percent."""
+
+_PERCENT = re.compile(rb"\((\d+\.\d+)/100%\)")
+
+
+def report_nothing(_percent: float) -> None:
+    """Be a Report for those who do not care."""
+
+
+@frozen
+class Snapshot:
+    """An internal snapshot of an image."""
+
+    name: str
+    at: datetime
+
+
+@frozen
+class Image:
+    """An image as it is. Sizes in bytes: ``size`` on disk, ``virtual_size`` as a guest sees it.
+
+    ``format`` is QEMU's word, or iso. ``base`` is what it is an overlay of.
+    """
+
+    path: Path
+    size: int
+    virtual_size: int
+    format: str
+    base: Path | None = None
+    base_format: str = ""
+    snapshots: tuple[Snapshot, ...] = ()
+
+
+async def observe_image(path: Path) -> Image:
+    """Look at an image, also while a QEMU writes to it.
+
+    Raises Terminal for what is missing or no image, Transient when its storage does not answer.
+    """
+    probed = await trio.to_thread.run_sync(find_format, path, abandon_on_cancel=True)
+    driver = "raw" if probed == "iso" else probed
+    argv = ("qemu-img", "info", "-U", "--output=json", "-f", driver, str(path))
+    finished = await run_program(argv, seconds=QUICK, hint=HINT)
+    if finished.returncode != 0:
+        raise _refusal(path, finished.stderr)
+    return _parse_info(path, probed, json.loads(finished.stdout))
+
+
+def find_format(path: Path) -> str:
+    """Return iso, qcow2 or raw; QEMU's other formats are not arcsup's. Raises Terminal."""
+    try:
+        with path.open("rb") as image:
+            if has_qcow2_magic(image):
+                return "qcow2"
+            return "iso" if has_iso_magic(image) else "raw"
+    except OSError as error:
+        raise Terminal(f"{path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _parse_info(path: Path, probed: str, info: dict[str, Any]) -> Image:
+    base = info.get("full-backing-filename") or info.get("backing-filename")
+    return Image(
+        path=path,
+        size=int(info.get("actual-size", 0)),
+        virtual_size=int(info["virtual-size"]),
+        format=probed,
+        base=Path(base) if base else None,
+        base_format=str(info.get("backing-filename-format", "")),
+        snapshots=tuple(
+            Snapshot(str(it["name"]), datetime.fromtimestamp(int(it["date-sec"]), UTC))
+            for it in info.get("snapshots", ())
+        ),
+    )
+
+
+async def measure_image(image: Image, target_format: str) -> int:
+    """Return how many bytes a full copy of an image takes at most."""
+    argv = ("qemu-img", "measure", "-U", "--output=json", "-O", target_format)
+    finished = await run_program(
+        (*argv, "-f", _driver(image), str(image.path)), seconds=QUICK, hint=HINT
+    )
+    if finished.returncode != 0:
+        raise _refusal(image.path, finished.stderr)
+    return int(json.loads(finished.stdout)["required"])
+
+
+async def change_image(path: Path, *arguments: str, seconds: float = QUICK) -> None:
+    """Run a quick qemu-img command on ``path``, which stands at the end of ``arguments``.
+
+    Raises Refused when somebody has the image open, Terminal, Transient.
+    """
+    argv = ("qemu-img", *arguments, str(path))
+    finished = await run_program(argv, seconds=seconds, hint=HINT)
+    if finished.returncode != 0:
+        raise _refusal(path, finished.stderr)
+
+
+async def copy_image(
+    image: Image, target: str, target_format: str, report: Report, *, locked: bool = False
+) -> None:
+    """Write all that a guest sees of an image to ``target``, from every layer it has.
+
+    ``locked``: we hold QEMU's lock on it. Raises Refused when somebody writes to it, Terminal,
+    Transient when it does not get on.
+    """
+    argv = ["qemu-img", "convert", "-p", *(["-U"] if locked else [])]
+    argv += ["-f", _driver(image), "-O", target_format, str(image.path), target]
+    code, words = await _run_long(argv, report)
+    if code != 0:
+        raise _refusal(image.path, words)
+
+
+def _driver(image: Image) -> str:
+    return "raw" if image.format == "iso" else image.format
+
+
+async def _run_long(argv: list[str], report: Report) -> tuple[int, bytes]:
+    """Run a program that tells how far it is; return its exit code and its other words.
+
+    Without a further percent in STALLED seconds it is killed: Transient.
+    """
+    start = partial(
+        trio.run_process,
+        argv,
+        stdin=b"",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        check=False,
+        deliver_cancel=kill_at_once,
+    )
+    words = b""
+    with trio.move_on_after(STALLED) as patience:
+        async with trio.open_nursery() as nursery:
+            process: trio.Process = await nursery.start(start)
+            if process.stdout is None:
+                raise AssertionError("stdout is a pipe")
+            async for chunk in process.stdout:
+                words += chunk
+                for found in _PERCENT.finditer(words):
+                    patience.deadline = trio.current_time() + STALLED
+                    report(float(found[1]))
+                words = _PERCENT.sub(b"", words)
+    if patience.cancelled_caught or process.returncode is None:
+        raise Transient(f"{argv[0]} made no progress within {STALLED:g} s")
+    return process.returncode, words
+
+
+def _refusal(path: Path, words: bytes) -> Refused | Terminal:
+    """Word what qemu-img said. It has a sentence of its own for an image that is locked."""
+    text = words.decode(errors="replace")
+    if "lock" in text and "another process" in text:
+        return in_use(path)
+    last = text.strip().splitlines()
+    return Terminal(f"{path}: {last[-1].strip() if last else 'qemu-img failed without a word'}")
+
+
+def in_use(path: Path) -> Refused:
+    """Return the refusal for an image that somebody has open."""
+    holders = sorted(set(find_processes_holding(path)) - {os.getpid()})
+    whose = f"process {', '.join(map(str, holders))}" if holders else "another process"
+    return Refused(
+        f"{path} is in use by {whose}",
+        "stop the VM that uses it: `arcsup image list` names it",
+    )
