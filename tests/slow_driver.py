@@ -33,7 +33,10 @@ class Made:
 
 @define(eq=False)
 class SlowDriver:
-    """One card. Slices are made on its ``vfs``, one each, or on the card where it has none."""
+    """One card. Slices are made on its ``vfs``, one each, or on the card where it has none.
+
+    ``mute``: nothing tells how many of a type on VFs the card can have.
+    """
 
     address: str
     rule: CapacityRule
@@ -42,6 +45,7 @@ class SlowDriver:
     vfs: tuple[str, ...] = ()
     vendor: str = "10de"
     numa_node: int | None = None
+    mute: bool = False
     made: list[Made] = field(factory=list)
 
     @property
@@ -100,7 +104,7 @@ class SlowDriver:
                     name=kind.name,
                     vram_mib=None if kind.vram is None else MiB(kind.vram),
                     available=self.available(kind, parent),
-                    maximum=kind.maximum if parent == self.address else self.most(kind),
+                    maximum=kind.maximum if parent == self.address else self.told(kind),
                     device_api="vfio-pci",
                     parent=parent,
                     backend=Backend.MDEV,
@@ -122,6 +126,10 @@ class SlowDriver:
             ),
             rule=self.rule,
         )
+
+    def told(self, kind: Kind) -> int | None:
+        """Return what the card says of its limit for a type on VFs."""
+        return None if self.mute else self.most(kind)
 
     def most(self, kind: Kind) -> int:
         """Return how many the card can have; on VFs nothing else tells."""

@@ -73,6 +73,8 @@ def drivers(draw: st.DrawFn, address: str) -> SlowDriver:
         vfs=tuple(f"{address[:-2]}.{number + 1}" for number in range(vfs)),
         vendor=draw(st.sampled_from(["10de", "8086"])),
         numa_node=draw(st.sampled_from([None, 0, 1])),
+        # Only drivers that count units keep silent: NVIDIA tells the maximum of each type.
+        mute=rule is CapacityRule.ANY and draw(st.booleans()),
     )
     for number in range(draw(st.integers(0, 3))):
         kind, parent = draw(st.sampled_from(driver.kinds)), draw(st.sampled_from(driver.parents))
@@ -290,7 +292,9 @@ def preference(way: Possible, nodes: set[int], *, spread: bool) -> tuple[int | s
     size = way.kind.vram or way.kind.id
     packed = 0 if size in sizes else 1 if sizes else 2
     free = sum(driver.available(way.kind, parent) for parent in driver.parents)
-    if driver.vfs:
+    if driver.vfs and driver.rule is CapacityRule.ANY and (driver.made or driver.mute):
+        free = min(free, 1)  # what is left of the others, nothing tells
+    elif driver.vfs:
         free = min(free, driver.most(way.kind) - sum(made.kind == way.kind for made in driver.made))
         if driver.rule in (CapacityRule.SAME_SIZE, CapacityRule.SAME_TYPE):
             alike = [driver.most(kind) for kind in driver.kinds if kind.vram == way.kind.vram]
@@ -410,12 +414,11 @@ def best_in_turn(
 def test_a_card_filled_to_the_brim_keeps_its_rule(
     data: st.DataObject, rule: CapacityRule, vfs: int
 ) -> None:
-    if rule is CapacityRule.ANY:
-        # Drivers that count units (mbochs, GVT-g) have no VFs, where no file tells the pool.
-        vfs = 0
     offered = data.draw(kinds(rule, on_vfs=vfs > 0))
     names = tuple(f"{CARDS[0][:-2]}.{number + 1}" for number in range(vfs))
-    driver = SlowDriver(CARDS[0], rule, offered, data.draw(st.integers(4, 32)), names)
+    mute = rule is CapacityRule.ANY and data.draw(st.booleans())
+    units = data.draw(st.integers(4, 32))
+    driver = SlowDriver(CARDS[0], rule, offered, units, names, mute=mute)
     asked = data.draw(st.lists(st.sampled_from(offered), min_size=4, max_size=16))
     files = tuple(
         VmRequests(VmName(f"vm{n}"), UUID(int=n), (GpuRequest(mdev_type=kind.id),))

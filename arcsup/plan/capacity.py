@@ -46,6 +46,12 @@ def shared_pool(available: Mapping[str, int]) -> Pool:
     return Pool(units, {type_id: units // number for type_id, number in left.items()}, left)
 
 
+def single_pool(available: Mapping[str, int]) -> Pool:
+    """Return a pool of one slice, of whatever type."""
+    left = {type_id: 1 for type_id, number in available.items() if number > 0}
+    return Pool(1, left, dict(left))
+
+
 def framebuffer_pool(available: Mapping[str, int], vram: Mapping[str, MiB | None]) -> Pool:
     """Return a pool in MiB: at least what the largest number of one type would need is free."""
     left = {type_id: number for type_id, number in available.items() if number > 0}
@@ -155,7 +161,8 @@ def make_shares(
 
     ``total`` is what all parents together have of each type. On VFs that says little: each has one
     vGPU, and there are more VFs than the card can have vGPUs; so the card's maximum counts too,
-    all vGPUs of one size against the largest maximum of that size.
+    all vGPUs of one size against the largest maximum of that size. Where units are counted freely
+    and a VF has some, nothing tells what is left: then one is planned, and the kernel asked again.
     """
     members: dict[str, list[Offer]] = {}
     for offer in offers:
@@ -178,6 +185,8 @@ def make_shares(
             available[offer.id] = max(0, room)
         if rule is CapacityRule.MIXED:
             pool = framebuffer_pool(available, {offer.id: offer.vram_mib for offer in group})
+        elif rule is CapacityRule.ANY and _is_untold(card, group, limits):
+            pool = single_pool(available)
         else:
             pool = shared_pool(available)
         shares[name] = Share(rule, pool)
@@ -201,6 +210,13 @@ def _limits(card: Card) -> dict[str, int]:
     largest = max((size for size in vendor.values() if size), default=0)
     guessed = {each: largest // size for each, size in vendor.items() if size}
     return guessed | limits
+
+
+def _is_untold(card: Card, group: Iterable[Offer], limits: Mapping[str, int]) -> bool:
+    """Tell whether nothing says how many of a group's types, on VFs, still fit."""
+    ids = {offer.id for offer in group}
+    on_vfs = {kind.id for kind in card.types if kind.parent != card.address} & ids
+    return bool(on_vfs) and (bool(on_vfs - limits.keys()) or bool(_count_used(card, group)))
 
 
 def _count_used(card: Card, group: Iterable[Offer]) -> Counter[str]:
