@@ -40,6 +40,7 @@ from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
 from arcsup.reconcile import Reconciler
 from arcsup.show import in_words
+from arcsup.shutdown import ask_for_time, host_goes_down
 from arcsup.spec.config import Config
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.record import RecordStore
@@ -83,7 +84,8 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
         await _obey_signals(reconciler)
         notify(STOPPING=1)
         reconciler.ending = True
-        if stop_vms:
+        if stop_vms or await host_goes_down(system=places.system):
+            nursery.start_soon(ask_for_time)
             await _stop_all(fleet)
         nursery.cancel_scope.cancel()
         vms.cancel_scope.cancel()

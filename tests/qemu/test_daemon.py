@@ -30,6 +30,14 @@ def daemon(short_dir: Path) -> Iterator[Daemon]:
         yield daemon
 
 
+def put_systemctl(folder: Path, answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Put a service manager that says ``answer`` first into PATH."""
+    folder.mkdir()
+    (folder / "systemctl").write_text(f"#!/bin/sh\necho {answer}\nexit 1\n")
+    (folder / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+
+
 # --- alone ---------------------------------------------------------------------------------------
 
 
@@ -116,6 +124,27 @@ def test_on_exit_stop_ends_vms_first_those_that_others_need_last(short_dir: Path
         for name in ("app", "database", "alone"):
             daemon.wait_for(name, "running")
         daemon.terminate()
+
+
+def test_a_host_that_goes_down_stops_vms_for_this_time_only(
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_systemctl(short_dir / "bin", "stopping", monkeypatch)
+    with closing(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)) as systemd:
+        systemd.bind(f"{short_dir}/notify")
+        monkeypatch.setenv("NOTIFY_SOCKET", f"{short_dir}/notify")
+        with running_daemon(short_dir) as daemon:
+            daemon.drop("one", QUICK)
+            daemon.wait_for("one", "running")
+
+            daemon.terminate()
+
+            assert daemon.qemus() == []
+            daemon.start()
+            daemon.wait_for("one", "running")
+        systemd.settimeout(PATIENCE)
+        while not systemd.recv(4096).startswith(b"EXTEND_TIMEOUT_USEC=30000000"):
+            pass
 
 
 def test_a_second_signal_ends_a_daemon_that_waits_for_its_vms(short_dir: Path) -> None:
