@@ -44,6 +44,7 @@ from arcsup.shutdown import ask_for_time, host_goes_down
 from arcsup.spec.config import Config
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.record import RecordStore
+from arcsup.vm.viewer import Viewer, find_viewer
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +64,8 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
     dirty, bell, event_log = Dirty(), Bell(), EventLog()
     metrics = Metrics(arcsup.__version__)
     allocation = Allocation(DeviceLook(places.sysfs), policy_of(config))
-    workshop = _open_workshop(places, dirty, bell, event_log, metrics, allocation)
+    viewer = find_viewer(config.viewer)
+    workshop = _open_workshop(places, dirty, bell, event_log, metrics, allocation, viewer)
     fleet = Fleet(workshop, bell, config.start_limit or default_start_slots(), allocation)
     fleet.load_records()
     allocation.look.owners = fleet.slice_owners
@@ -98,6 +100,7 @@ def _open_workshop(
     event_log: EventLog,
     metrics: Metrics,
     allocation: Allocation,
+    viewer: Viewer | None,
 ) -> Workshop:
     def tell(vm: VmName | None, kind: str, message: str, **data: Any) -> None:
         event_log.append(Event(datetime.now(UTC), vm, kind, message, data))
@@ -133,6 +136,7 @@ def _open_workshop(
         became_ready=became_ready,
         ended=ended,
         device_failed=device_failed,
+        viewer=viewer,
     )
 
 

@@ -218,11 +218,12 @@ class Display:
 
 @frozen
 class LookingGlass:
-    """Size of the shared frame that a Looking Glass host in the guest writes."""
+    """What a Looking Glass host in the guest shares: the largest monitor, and how many."""
 
     width: int = 1920
     height: int = 1080
     hdr: bool = False
+    monitors: int = 1
 
 
 @frozen

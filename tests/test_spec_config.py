@@ -26,8 +26,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
     file = tmp_path / "arcsup.yaml"
     file.write_text(
         "vmDir: /srv/vms\nruntimeDir: /run/x\nstateDir: /srv/state\nlogDir: /srv/log\n"
-        "sysfsRoot: /tmp/sys\ngroup: kvm\nonExit: stop\nresync: 5s\nlogLevel: debug\n"
-        "startLimit: 4\nplacement: spread\n"
+        "sysfsRoot: /tmp/sys\ngroup: kvm\nviewer: desktop\nonExit: stop\n"
+        "resync: 5s\nlogLevel: debug\nstartLimit: 4\nplacement: spread\n"
         "gpus: [{match: 0000:C1:00.0, exclude: true}, {match: '*', vfs: 8, mixedSizes: true}]\n"
     )
 
@@ -38,6 +38,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         Path("/srv/log"),
         Path("/tmp/sys"),
         "kvm",
+        "desktop",
         OnExit.STOP,
         Seconds(5.0),
         LogLevel.DEBUG,

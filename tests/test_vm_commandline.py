@@ -31,7 +31,6 @@ from arcsup.model import (
 )
 from arcsup.spec.identity import derive_mac
 from arcsup.vm.commandline import SliceDevice, build_command_line, expected_devices
-from arcsup.vm.displays import looking_glass_mib
 from arcsup.vm.options import AccelName, escape
 from arcsup.vm.sockets import Listener
 from tests.vm_samples import GOLDEN, QEMU_VERSIONS, find_resources, make_vm, sample_cases
@@ -200,18 +199,3 @@ def test_derived_macs_are_stable_unicast_and_different(uuid: UUID, one: int, two
     assert derive_mac(uuid, one) == derive_mac(uuid, one)
     assert (derive_mac(uuid, one) == derive_mac(uuid, two)) is (one == two)
     assert int(derive_mac(uuid, one)[:2], 16) & 0b11 == 0b10
-
-
-@pytest.mark.parametrize(
-    ("request_", "mib"),
-    [
-        (LookingGlass(1920, 1080), 32),
-        (LookingGlass(2560, 1440), 64),
-        (LookingGlass(3840, 2160), 128),
-        (LookingGlass(3840, 2160, hdr=True), 256),
-    ],
-)
-def test_looking_glass_gets_the_size_its_documentation_asks_for(
-    request_: LookingGlass, mib: int
-) -> None:
-    assert looking_glass_mib(request_) == mib

@@ -35,6 +35,7 @@ from arcsup.vm.commandline import Resources, SliceDevice, Sockets
 from arcsup.vm.disks import Medium
 from arcsup.vm.firmware import FirmwareFiles
 from arcsup.vm.options import AccelName
+from arcsup.vm.shared_memory import find_shared_memory
 from arcsup.vm.sockets import Listener
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -75,6 +76,7 @@ def find_resources(vm: Vm, *, accel: AccelName = "tcg", version: str = "7.2") ->
         root=True,
         disks=tuple(Medium(images / disk.path, disk.path[:5] == "/dev/") for disk in vm.disks),
         cdroms=tuple(Medium(images / path) for path in vm.cdroms),
+        shared_memory=find_shared_memory(vm, lambda _: False),
     )
 
 

@@ -57,7 +57,8 @@ class GpuPolicy:
 class Config:
     """The daemon's configuration. A directory that is None has the place's own default.
 
-    ``group`` owns the control socket. ``start_limit`` is how many VMs may be starting at once;
+    ``group`` owns the control socket. ``viewer`` is the user who looks at VMs; None is the daemon's
+    own. ``start_limit`` is how many VMs may be starting at once;
     None is twice the CPUs of the host.
     """
 
@@ -67,6 +68,7 @@ class Config:
     log_dir: Path | None = None
     sysfs_root: Path | None = None
     group: str | None = None
+    viewer: str | None = None
     on_exit: OnExit = OnExit.LEAVE
     resync: Seconds = RESYNC
     log_level: LogLevel = LogLevel.INFO
@@ -136,6 +138,11 @@ CONFIG = Struct(
             "group",
             Text("a group's name", pattern=r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"),
             "group that may use the control socket",
+        ),
+        Key(
+            "viewer",
+            Text("a user's name", pattern=r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"),
+            "user who owns the frames, the sound and the screens of VMs; the daemon's by default",
         ),
         Key("onExit", Choice(OnExit), "what happens to running VMs when the daemon ends"),
         Key(

@@ -187,6 +187,7 @@ LOOKING_GLASS = Words(
             Key("width", Number(320, 16384), "pixels of the guest's screen"),
             Key("height", Number(200, 16384), "pixels of the guest's screen"),
             Key("hdr", FLAG, "room for 16 bits a channel"),
+            Key("monitors", Number(1, 8), "shared frames: the guest's Nth host takes the Nth"),
         ),
     ),
     flags={False: None, True: LookingGlass()},

@@ -17,12 +17,12 @@ from arcsup.vm.displays import (
     display_args,
     graphics_args,
     input_args,
-    shared_memory_args,
     wants_gl,
 )
 from arcsup.vm.firmware import FirmwareFiles, firmware_args
 from arcsup.vm.networks import network_args
 from arcsup.vm.options import FUNCTIONS_PER_SLOT, AccelName, Slot, escape, on_off
+from arcsup.vm.shared_memory import SharedMemory, shared_memory_args
 from arcsup.vm.shares import share_args
 from arcsup.vm.sockets import Listener, chardev_place
 from arcsup.vm.tpm import tpm_args
@@ -82,6 +82,7 @@ class Resources:
     render_node: Path | None = None
     vhost: bool = False
     slices: tuple[SliceDevice, ...] = ()
+    shared_memory: tuple[SharedMemory, ...] = ()
 
 
 def build_command_line(vm: Vm, host: Resources) -> Argv:
@@ -114,7 +115,7 @@ def build_command_line(vm: Vm, host: Resources) -> Argv:
         *display_args(vm, known, host.sockets.display, host.render_node),
         *input_args(vm, known),
         *audio_args(vm, known),
-        *shared_memory_args(vm, known),
+        *shared_memory_args(host.shared_memory, known),
         *_sandbox_args(vm, known),
         *vm.qemu.args,
     )

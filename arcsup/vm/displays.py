@@ -1,12 +1,9 @@
 """What the guest shows, plays and is typed into: displays, virtio GPUs, sound, USB.
 
-Source of option names: qemu-doc, "Display options" and "USB emulation"; Looking Glass's own
-documentation, "Determining memory", for the size of its shared frame.
+Source of option names: qemu-doc, "Display options" and "USB emulation".
 """
 
-import grp
 import os
-from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -17,8 +14,6 @@ from arcsup.model import (
     Display,
     DisplayType,
     GpuKind,
-    LookingGlass,
-    MiB,
     UsbByProduct,
     Vm,
 )
@@ -27,12 +22,6 @@ from arcsup.vm.options import Slot, escape, pci_place
 
 FIRST_PORT = 5900
 """Where VNC's display 0 listens (RFC 6143, section 8), and SPICE by custom."""
-
-SCREAM_MIB = MiB(2)
-"""What Scream's driver in the guest maps (Scream's README, "Using IVSHMEM")."""
-
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108
-"""Where POSIX shared memory lives (shm_overview(7)) and viewers look for it."""
 
 FIRST_USB_HOST_PORT = 5
 USB_PORTS = 15
@@ -212,74 +201,3 @@ def audio_args(vm: Vm, capabilities: Capabilities) -> Argv:
         "-device", f"ich9-intel-hda,id=sound,bus=pcie.0,addr={Slot.SOUND:#x}",
         "-device", "hda-duplex,id=codec,bus=sound.0,cad=0,audiodev=audio",
     )  # fmt: skip
-
-
-def looking_glass_mib(request: LookingGlass) -> MiB:
-    """Return the size of the shared frame: two frames and 10 MiB, up to a power of two."""
-    bytes_per_pixel = 8 if request.hdr else 4
-    frames = request.width * request.height * bytes_per_pixel * 2
-    needed = -(-frames // 2**20) + 10
-    return MiB(1 << (needed - 1).bit_length())
-
-
-def shared_memory(vm: Vm, folder: Path = SHARED_MEMORY) -> dict[str, tuple[Path, MiB]]:
-    """Return the files that the guest shares with a viewer of the host, by role, with sizes.
-
-    The names are LibVF.IO's, so that its users' client commands go on working.
-    """
-    files: dict[str, tuple[Path, MiB]] = {}
-    if vm.looking_glass is not None:
-        size = looking_glass_mib(vm.looking_glass)
-        files["looking-glass"] = (folder / f"kvmfr-{vm.uuid}", size)
-    if vm.audio is Audio.SCREAM:
-        files["scream"] = (folder / f"kvmsr-{vm.uuid}", SCREAM_MIB)
-    return files
-
-
-def create_shared_memory(vm: Vm, folder: Path = SHARED_MEMORY) -> None:
-    """Make the files anew, empty, for this user and the group kvm (whose viewers connect).
-
-    QEMU would make them too, but takes one that somebody else put there, and refuses one whose
-    size is that of another resolution.
-
-    Raises:
-        Terminal: somebody else's file is in the way, or there is no space.
-    """
-    for path, size in shared_memory(vm, folder).values():
-        try:
-            path.unlink(missing_ok=True)
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise Terminal(
-                f"{path}: cannot be made: {error.strerror}", hint="remove it; see who owns it"
-            ) from error
-        try:
-            os.ftruncate(descriptor, size * 2**20)
-            with suppress(KeyError, PermissionError):
-                os.fchown(descriptor, -1, grp.getgrnam("kvm").gr_gid)
-                os.fchmod(descriptor, 0o660)
-        finally:
-            os.close(descriptor)
-
-
-def remove_shared_memory(vm: Vm, folder: Path = SHARED_MEMORY) -> None:
-    """Remove the files of a VM that has ended."""
-    for path, _ in shared_memory(vm, folder).values():
-        path.unlink(missing_ok=True)
-
-
-_SHARED_MEMORY_SLOTS = {"looking-glass": Slot.LOOKING_GLASS, "scream": Slot.SCREAM}
-
-
-def shared_memory_args(vm: Vm, capabilities: Capabilities) -> Argv:
-    """Return the shared memory devices (ivshmem) for Looking Glass and Scream."""
-    argv: list[str] = []
-    for role, (path, size) in shared_memory(vm).items():
-        capabilities.require_device("ivshmem-plain")
-        backend = f"id={role}-memory,mem-path={escape(path)},size={size}M,share=on"
-        slot = _SHARED_MEMORY_SLOTS[role]
-        argv += [
-            "-object", f"memory-backend-file,{backend}",
-            "-device", f"ivshmem-plain,id={role},memdev={role}-memory,bus=pcie.0,addr={slot:#x}",
-        ]  # fmt: skip
-    return tuple(argv)

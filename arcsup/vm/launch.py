@@ -14,12 +14,13 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from shlex import join
 
+import trio
 from attrs import evolve
 
 from arcsup.errors import Terminal, Transient
@@ -41,8 +42,10 @@ from arcsup.vm.process import (
 from arcsup.vm.qmp import Qmp
 from arcsup.vm.record import Launch, OwnedProcess
 from arcsup.vm.resources import Needs, create_files, find_needs
+from arcsup.vm.shared_memory import create_shared_memory, hold_device
 from arcsup.vm.slices import slice_devices, take_slices
 from arcsup.vm.sockets import Listener, listen_unix
+from arcsup.vm.viewer import give_display
 
 HALTED = ("-S",)
 """The guest does not run before everything it asked for is seen to be there."""
@@ -63,12 +66,18 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     slices = await take_slices(vm, workshop)
     await create_files(vm.running, places)
     with ExitStack() as opened:
-        lock = opened.enter_context(_locked(places.run_of(vm.name)))
+        held = [opened.enter_context(_locked(places.run_of(vm.name)))]
 
         def open_socket(path: Path) -> Listener:
             listener = listen_unix(path)
             opened.callback(listener.close)
             return listener
+
+        def take_device(path: Path) -> bool:
+            if (descriptor := hold_device(path)) is not None:
+                opened.callback(os.close, descriptor)
+                held.append(descriptor)
+            return descriptor is not None
 
         needs = await find_needs(
             vm.running,
@@ -76,18 +85,21 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
             open_socket,
             slices=slice_devices(vm.running, slices),
             gpu_node=vm.gpu_node,
+            take=take_device,
         )
-        return await _spawn(vm, workshop, launch, needs, lock)
+        pieces = needs.resources.shared_memory
+        await trio.to_thread.run_sync(create_shared_memory, pieces, workshop.viewer)
+        return await _spawn(vm, workshop, launch, needs, held)
 
 
 async def _spawn(
-    vm: ManagedVm, workshop: Workshop, launch: Launch, needs: Needs, lock: int
+    vm: ManagedVm, workshop: Workshop, launch: Launch, needs: Needs, held: Sequence[int]
 ) -> Process:
     log = workshop.places.log_of(vm.name) / "qemu.log"
     argv = (*build_command_line(needs.vm, needs.resources), *HALTED)
     _write_header(log, argv)
     programs = [(h.role, h.argv, h.pass_fds) for h in needs.helpers]
-    programs.append(("qemu", argv, (lock, *_passed(needs.resources.sockets))))
+    programs.append(("qemu", argv, (*held, *_passed(needs.resources.sockets))))
     with ExitStack() as gates:
         started = []
         for role, command, pass_fds in programs:
@@ -106,6 +118,7 @@ async def _spawn(
             processes=tuple(OwnedProcess(role, it.process.identity) for role, it in started),
             devices=tuple(sorted(expected_devices(needs.vm, needs.resources))),
             numa_node=needs.resources.numa_node,
+            frames=_frames(needs),
         )
         await vm.save(workshop, launch=launch)
         for _, gated in started:
@@ -114,6 +127,12 @@ async def _spawn(
             if role != "qemu":
                 gated.process.close()
     return started[-1][1].process
+
+
+def _frames(needs: Needs) -> Argv:
+    """Return where a Looking Glass client finds the frames of each monitor."""
+    pieces = needs.resources.shared_memory
+    return tuple(str(it.path) for it in pieces if it.id.startswith("looking-glass"))
 
 
 def _passed(sockets: Sockets) -> Iterator[int]:
@@ -147,7 +166,7 @@ def _locked(folder: Path) -> Iterator[int]:
         os.close(descriptor)
 
 
-async def bring_up(vm: ManagedVm, qmp: Qmp) -> None:
+async def bring_up(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
     """Check that every requested device is there, pin the virtual CPUs, and let the guest run.
 
     Raises Terminal, QMPError.
@@ -155,6 +174,7 @@ async def bring_up(vm: ManagedVm, qmp: Qmp) -> None:
     launch = vm.record.launch
     if launch is None or vm.running is None:
         raise AssertionError("a QEMU that is brought up has been launched")
+    give_display(workshop.places.run_of(vm.name), workshop.viewer)
     children = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
     missing = sorted(set(launch.devices) - {child["name"] for child in children})
     if missing:

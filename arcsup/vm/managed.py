@@ -24,6 +24,7 @@ from arcsup.vm.process import Process
 from arcsup.vm.qmp import Qmp
 from arcsup.vm.record import Record, RecordStore
 from arcsup.vm.stop import RungTaken
+from arcsup.vm.viewer import Viewer
 
 
 class Tell(Protocol):
@@ -58,6 +59,8 @@ class Workshop:
     ended: Ended
     device_failed: Callable[[SliceChoice | OwnedSlice], None]
     """A slice could not be made or used."""
+    viewer: Viewer | None = None
+    """Who looks at the VMs; None is the daemon's own user."""
 
 
 @frozen

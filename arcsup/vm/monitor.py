@@ -36,7 +36,7 @@ PULSE = 30.0
 RETRY = 1.0
 """Seconds between attempts to open a monitor anew."""
 
-BringUp = Callable[[ManagedVm, Qmp], Awaitable[None]]
+BringUp = Callable[[ManagedVm, Workshop, Qmp], Awaitable[None]]
 """Makes a halted QEMU ready to run its guest. Raises Terminal when something is missing."""
 
 
@@ -158,7 +158,7 @@ async def _look(vm: ManagedVm, workshop: Workshop, qmp: Qmp, bring_up: BringUp) 
     _says_something(vm)
     if status in ("prelaunch", "inmigrate") and vm.order is None:
         with trio.fail_after(ANSWER):
-            await bring_up(vm, qmp)
+            await bring_up(vm, workshop, qmp)
         status = await _ask_status(qmp)
     if status == "shutdown":
         # Why it is so comes as an event, unless nobody listened when it happened.

@@ -50,7 +50,8 @@ class Launch:
     """A QEMU that was started, or was about to be.
 
     ``text`` is the VM that it was started with, in the file's own form; ``processes`` is empty
-    until their pids are known, and none of them begins before they are written here.
+    until their pids are known, and none of them begins before they are written here. ``frames``
+    are the paths that a Looking Glass client reads, one for each monitor.
     ``ready_at`` is when it was found running (monotonic clock of ``boot_id``), None before.
     """
 
@@ -60,6 +61,7 @@ class Launch:
     processes: tuple[OwnedProcess, ...] = ()
     devices: tuple[str, ...] = ()
     numa_node: int | None = None
+    frames: Argv = ()
     started_at: float = 0.0
     ready_at: float | None = None
 

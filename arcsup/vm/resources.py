@@ -15,10 +15,11 @@ from arcsup.vm.accel import find_accel
 from arcsup.vm.capabilities import find_qemu, probe_capabilities
 from arcsup.vm.commandline import Resources, SliceDevice, Sockets
 from arcsup.vm.disks import check_files, create_missing_disks, find_medium
-from arcsup.vm.displays import create_shared_memory, find_render_node, wants_gl
+from arcsup.vm.displays import find_render_node, wants_gl
 from arcsup.vm.firmware import create_vars, find_firmware, vars_file
 from arcsup.vm.networks import check_networks
 from arcsup.vm.pinning import choose_numa_node
+from arcsup.vm.shared_memory import Take, find_shared_memory
 from arcsup.vm.shares import Virtiofsd, check_share, find_virtiofsd, virtiofs_helper
 from arcsup.vm.sockets import Listener
 from arcsup.vm.tpm import HelperCommand, create_tpm_folder, find_swtpm, tpm_folder, tpm_helper
@@ -40,7 +41,7 @@ class Needs:
 
 
 async def create_files(vm: Vm, places: Places) -> None:
-    """Make the VM's disks, UEFI variables, TPM folder and shared memory where they are missing.
+    """Make the VM's disks, UEFI variables and TPM folder where they are missing.
 
     Raises Terminal for what is missing and cannot be made, Transient for what took too long.
     """
@@ -51,7 +52,6 @@ async def create_files(vm: Vm, places: Places) -> None:
         create_vars(firmware.template, vars_file(places.state, vm.name))
     if vm.tpm:
         create_tpm_folder(tpm_folder(places.state, vm.name))
-    create_shared_memory(vm)
 
 
 async def find_needs(
@@ -61,6 +61,7 @@ async def find_needs(
     *,
     slices: tuple[SliceDevice, ...] = (),
     gpu_node: int | None = None,
+    take: Take = lambda _: True,
 ) -> Needs:
     """Find everything that the VM's command line names. Makes nothing but the sockets.
 
@@ -91,6 +92,7 @@ async def find_needs(
         numa_node=choose_numa_node(vm, observe_numa(places.sysfs), gpu_node=gpu_node),
         render_node=find_render_node() if _draws_with_gl(vm) else None,
         slices=slices,
+        shared_memory=find_shared_memory(vm, take),
         vhost=accel == "kvm" and os.access("/dev/vhost-net", os.R_OK | os.W_OK),
     )
     return Needs(built, resources, _find_helpers(vm, places, sockets, virtiofsd))

@@ -31,13 +31,13 @@ from arcsup.plan.restart import (
 )
 from arcsup.spec.native import load_vm
 from arcsup.vm.cleanup import end_helpers, remove_runtime_folder
-from arcsup.vm.displays import remove_shared_memory
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.launch import bring_up, find_last_words, start_qemu
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.monitor import keep_monitor
 from arcsup.vm.process import Process, ProcessEnd
 from arcsup.vm.record import Failure
+from arcsup.vm.shared_memory import remove_shared_memory
 from arcsup.vm.slices import DeviceTrouble
 from arcsup.vm.stop import RungTaken, stop_qemu
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from arcsup.__main__ import main
-from arcsup.vm import disks, launch, process, record, resources, supervise
+from arcsup.vm import disks, launch, process, record, supervise
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -53,7 +53,7 @@ def install() -> None:
         (launch, "start_gated"),
         (process.GatedProcess, "open_gate"),
         (disks, "_publish"),
-        (resources, "create_shared_memory"),
+        (launch, "create_shared_memory"),
         (supervise, "end_helpers"),
         (supervise, "remove_shared_memory"),
         (supervise, "remove_runtime_folder"),

@@ -40,9 +40,13 @@ from arcsup.model import (
 from arcsup.vm.capabilities import ask_binary, find_qemu
 from arcsup.vm.commandline import Resources, Sockets, build_command_line, expected_devices
 from arcsup.vm.disks import create_missing_disks, find_medium
-from arcsup.vm.displays import create_shared_memory, remove_shared_memory
 from arcsup.vm.firmware import create_vars, find_firmware
 from arcsup.vm.qmp import Qmp, connect_qmp_socket, open_qmp
+from arcsup.vm.shared_memory import (
+    create_shared_memory,
+    find_shared_memory,
+    remove_shared_memory,
+)
 from arcsup.vm.sockets import Listener, listen_unix
 from tests.vm_samples import make_vm
 
@@ -114,6 +118,7 @@ async def find_everything(vm: Vm, folder: Path, listen: Callable[[Path], Listene
         firmware=firmware,
         firmware_vars=variables,
         numa_node=vm.numa if isinstance(vm.numa, int) else None,
+        shared_memory=find_shared_memory(vm, lambda _: False),
     )
 
 
@@ -149,8 +154,8 @@ async def peripherals(qmp: Qmp) -> set[str]:
 async def test_qemu_has_every_device_that_was_asked_for(vm: Vm, short_dir: Path) -> None:
     with ExitStack() as cleanup:
         cleanup.callback(remove_shared_memory, vm)
-        create_shared_memory(vm)
         host = await find_everything(vm, short_dir, listen_unix)
+        create_shared_memory(host.shared_memory, None)
         async with running((*build_command_line(vm, host), "-S"), host.sockets) as qmp:
             status = await qmp.execute("query-status")
 

@@ -1,0 +1,66 @@
+"""Who looks at VMs: the user to whom their frames, their sound and their screens belong.
+
+A daemon in a user's session shows that user's own VMs. The system's daemon runs as root, whose
+files a desktop's user cannot open; arcsup.yaml names that user (``viewer``).
+"""
+
+import os
+import pwd
+from pathlib import Path
+
+from attrs import frozen
+
+from arcsup.errors import Terminal
+
+
+@frozen
+class Viewer:
+    """A user of the host: numbers as in passwd(5), ``home`` a directory."""
+
+    name: str
+    uid: int
+    gid: int
+    home: str
+
+    @property
+    def runtime_folder(self) -> Path:
+        """Where the user's session has its sockets, PipeWire's among them (pam_systemd(8))."""
+        return Path(f"/run/user/{self.uid}")
+
+
+def find_viewer(name: str | None) -> Viewer | None:
+    """Return the user that the configuration names; None is the daemon's own user.
+
+    Raises Terminal when there is no such user, or when only root could give files to it.
+    """
+    if name is None:
+        return None
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise Terminal(
+            f"viewer: there is no user {name}", hint="correct the name in arcsup.yaml"
+        ) from None
+    if entry.pw_uid == os.geteuid():
+        return None
+    if os.geteuid() != 0:
+        raise Terminal(
+            f"viewer: only root can show VMs to {name}",
+            hint="leave the key out: a session's daemon shows them to its own user",
+        )
+    return Viewer(name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
+
+
+def give_display(folder: Path, viewer: Viewer | None) -> None:
+    """Let the viewer, and nobody else, connect to the socket of a VM's display.
+
+    QEMU binds that socket itself, so it is there once QEMU answers. The viewer may pass through
+    the VM's runtime folder but not look into it; its other sockets stay QEMU's.
+    """
+    socket = folder / "display.sock"
+    if viewer is None or not socket.is_socket():
+        return
+    os.chown(folder, -1, viewer.gid)
+    folder.chmod(0o710)
+    os.chown(socket, viewer.uid, -1)
+    socket.chmod(0o600)
