@@ -5,17 +5,27 @@ was chosen is written into a VM's record before it is made, and stays with the V
 wanted up: a crash reuses the slice, and only a VM that stays down gives it back.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from attrs import define, evolve, field
 
-from arcsup.devices import Backend, Inventory
+from arcsup.devices import Backend, Inventory, Slice
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.look import DeviceLook
 from arcsup.model import GpuKind, Vm, VmName
-from arcsup.plan.assignment import Assignment, Choice, Held, Place, Policy, VmRequests
+from arcsup.plan.assignment import (
+    Assignment,
+    Choice,
+    Held,
+    Place,
+    Policy,
+    VmRequests,
+    slots_of,
+)
 from arcsup.plan.choose import assign
 from arcsup.plan.lifecycle import Phase
+from arcsup.plan.ownership import with_owners
+from arcsup.plan.survey import TypeVerdict, explain_types
 from arcsup.spec.config import Config, Placement
 from arcsup.vm.managed import ManagedVm
 
@@ -49,13 +59,46 @@ class Allocation:
 
     def assign(self, vms: Iterable[ManagedVm], up: frozenset[VmName]) -> None:
         """Choose slices for all VMs that are ``up`` or should be; the result is ``assignment``."""
-        if self.inventory is None:
-            return
+        if self.inventory is not None:
+            problem = self._pose(tuple(vms), up, self.inventory)
+            self.assignment = assign(*problem)
+
+    def plan_on(
+        self, inventory: Inventory, vms: Iterable[ManagedVm], up: frozenset[VmName]
+    ) -> None:
+        """Choose on another host, of which its inventory alone knows whose each slice is."""
+        requests = [requests_of(vm) for vm in vms if vm.name in up and wants_devices(vm.vm)]
+        self.assignment = assign(requests, inventory, self.policy, {})
+
+    def explain(
+        self, vm: ManagedVm, vms: Iterable[ManagedVm], up: frozenset[VmName], inventory: Inventory
+    ) -> dict[int, tuple[TypeVerdict, ...]]:
+        """Return for each slot of ``vm`` every type of every card, and why it is (not) taken."""
+        others = (other for other in vms if other.name != vm.name)
+        problem = self._pose((vm, *others), up | {vm.name}, inventory)
+        slots = slots_of(requests_of(vm))
+        return {slot: explain_types((vm.name, slot), *problem) for slot, _ in slots}
+
+    def find_slot(self, vm: ManagedVm, piece: Slice, inventory: Inventory) -> SliceChoice | None:
+        """Return a slice that exists as the one of the slot that it suits; None: it suits none."""
+        owners = {owned.id: vm.name for owned in vm.record.slices} | {piece.id: vm.name}
+        kept = with_owners(inventory, owners)
+        outcome = assign([requests_of(vm)], kept, self.policy, _held(vm))
+        for slot, choice in outcome.choices_of(vm.name).items():
+            if choice.id == piece.id and choice.exists:
+                return _as_slice_choice(slot, choice)
+        return None
+
+    def _pose(
+        self, vms: Iterable[ManagedVm], up: frozenset[VmName], inventory: Inventory
+    ) -> tuple[list[VmRequests], Inventory, Policy, Mapping[Place, Held]]:
+        """Return what choosing takes. Whose a slice is, the journal says, not the last look."""
+        vms = tuple(vms)
         asking = [vm for vm in vms if vm.name in up and wants_devices(_version(vm))]
+        owners = {owned.id: vm.name for vm in vms for owned in vm.record.slices}
         held = {place: one for vm in asking for place, one in _held(vm).items()}
         policy = evolve(self.policy, quarantined=self.quarantined())
-        requests = [_requests(vm) for vm in asking]
-        self.assignment = assign(requests, self.inventory, policy, held)
+        return [requests_of(vm) for vm in asking], with_owners(inventory, owners), policy, held
 
     def quarantined(self) -> frozenset[str]:
         """Return what has failed too often, by slice id or PARENT/TYPE."""
@@ -80,6 +123,13 @@ class Allocation:
         """Count a slice that could not be made or used."""
         for name in _names_of(choice):
             self.strikes[name] = self.strikes.get(name, 0) + 1
+
+    def lift_quarantine(self, name: str) -> list[str]:
+        """Forget the failures of a slice, or of all on a parent; return what was quarantined."""
+        lifted = [it for it in sorted(self.quarantined()) if name in (it, it.partition("/")[0])]
+        for it in lifted:
+            del self.strikes[it]
+        return lifted
 
     def note_success(self, slices: Iterable[OwnedSlice]) -> None:
         """Forget the failures of slices that a VM runs with."""
@@ -107,7 +157,8 @@ def _version(vm: ManagedVm) -> Vm:
     return vm.running if vm.running is not None else vm.vm
 
 
-def _requests(vm: ManagedVm) -> VmRequests:
+def requests_of(vm: ManagedVm) -> VmRequests:
+    """Return what a VM asks for; one that runs, what it runs with."""
     version = _version(vm)
     node = version.numa if isinstance(version.numa, int) else None
     return VmRequests(vm.name, version.uuid, version.gpus, node)

@@ -4,10 +4,9 @@ Three sources meet here and nowhere else: the directory of VM files, the records
 QEMU processes. ``look`` turns them into the values that the planner takes.
 """
 
-import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,9 +18,9 @@ from arcsup.allocation import Allocation
 from arcsup.errors import NoSuchObject, Refused
 from arcsup.events.dirty import Bell
 from arcsup.host.memory import observe_available_memory
-from arcsup.model import Vm, VmName
+from arcsup.model import MiB, Vm, VmName
 from arcsup.plan.lifecycle import Phase
-from arcsup.plan.plan import HostSeen, Intent, Seen, Wanted
+from arcsup.plan.plan import HostSeen, Intent, Seen, Wanted, judge
 from arcsup.plan.restart import Budget
 from arcsup.spec.directory import (
     Circumstances,
@@ -56,6 +55,13 @@ class View:
     host: HostSeen
     now: float
 
+    @property
+    def up(self) -> frozenset[VmName]:
+        """The VMs that are up or should be."""
+        up = {n for n in self.wanted if judge(n, self.wanted, self.seen, self.host, self.now).up}
+        up |= {name for name, it in self.seen.items() if it.phase is not Phase.DOWN}
+        return frozenset(up)
+
 
 @define(eq=False)
 class Fleet:
@@ -71,6 +77,8 @@ class Fleet:
     snapshot: Snapshot | None = None
     held: str = ""
     """Why the VM directory is not believed although it can be read; "" when it is."""
+    memory: Callable[[], MiB | None] = observe_available_memory
+    """What the host can still give."""
     _last_good: dict[VmName, Vm] = field(factory=dict)
     _named: frozenset[VmName] | None = None
     """The VMs that files ask for; None while the directory cannot be believed: then all stay."""
@@ -98,6 +106,8 @@ class Fleet:
                 yield self.snapshot.reason
             yield from map(str, self.snapshot.findings)
         yield from self.unreadable.values()
+        for name in sorted(self.allocation.quarantined()):
+            yield f"{name} failed too often: quarantined until `arcsup gpu unquarantine {name}`"
 
     # --- records ---------------------------------------------------------------------------------
 
@@ -217,7 +227,7 @@ class Fleet:
         self.held = ""
         if self.snapshot is not None or snapshot.directory is not DirectoryState.PRESENT:
             return True
-        known = self._known_identity()
+        known = self.workshop.records.known_directory()
         if snapshot.entries or not self.vms or known in (None, snapshot.identity):
             return True
         self.held = (
@@ -226,27 +236,16 @@ class Fleet:
         )
         return False
 
-    def _identity_file(self) -> Path:
-        return self.workshop.places.state / "vm-directory.json"
-
-    def _known_identity(self) -> tuple[int, int] | None:
-        try:
-            device, inode = json.loads(self._identity_file().read_text())
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-        return device, inode
-
     def _keep_identity(self, snapshot: Snapshot) -> None:
         if snapshot.directory is not DirectoryState.PRESENT or snapshot.identity is None:
             return
-        if snapshot.identity != self._known_identity():
-            temporary = self._identity_file().with_suffix(".tmp")
-            temporary.write_text(json.dumps(snapshot.identity))
-            temporary.replace(self._identity_file())
+        records = self.workshop.records
+        if snapshot.identity != records.known_directory():
+            records.keep_directory(snapshot.identity)
 
     def believe_directory(self) -> None:
         """Take the directory as it is, even if it was replaced by an empty one."""
-        self._identity_file().unlink(missing_ok=True)
+        self.workshop.records.forget_directory()
         if self.snapshot is not None and self.snapshot.directory is DirectoryState.REPLACED_EMPTY:
             self.snapshot = None
 
@@ -264,7 +263,7 @@ class Fleet:
         return View(
             wanted=wanted,
             seen={vm.name: self._see(vm, strays) for vm in self.vms.values()},
-            host=HostSeen(observe_available_memory(), self.start_slots),
+            host=HostSeen(self.memory(), self.start_slots),
             now=time.monotonic(),
         )
 

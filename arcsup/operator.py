@@ -19,10 +19,10 @@ from qemu.qmp import QMPError
 import arcsup
 from arcsup.control.events import EventLog
 from arcsup.control.metrics import Metrics
-from arcsup.devices import Inventory
 from arcsup.errors import ArcsupError, Refused, TimedOut
 from arcsup.explain import explain
 from arcsup.fleet import Fleet, View
+from arcsup.gpu_operator import GpuOperator
 from arcsup.model import Event, State, Step, VmName, VmStatus, Why
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import Intent
@@ -30,6 +30,7 @@ from arcsup.plan.restart import Budget
 from arcsup.reconcile import Reconciler
 from arcsup.show import show_bad_file, show_vm
 from arcsup.spec.native import vm_to_native
+from arcsup.steps import list_steps
 from arcsup.vm.managed import ManagedVm
 
 QMP_ANSWER = 30.0
@@ -53,6 +54,10 @@ class Operator:
     event_log: EventLog
     metric: Metrics
     started: float = field(factory=monotonic)
+    gpus: GpuOperator = field(init=False)
+
+    def __attrs_post_init__(self) -> None:
+        self.gpus = GpuOperator(self.fleet, self.reconciler.dirty)
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -86,11 +91,7 @@ class Operator:
 
     def steps(self) -> Sequence[Step]:
         """Return what the next pass would do."""
-        return self.reconciler.steps()
-
-    async def inventory(self) -> Inventory:
-        """Return the host's GPUs as they are now."""
-        return await self.fleet.allocation.look.observe()
+        return list_steps(self.fleet)
 
     def report(self) -> dict[str, Any]:
         """Return the daemon's own state."""

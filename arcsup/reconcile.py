@@ -13,7 +13,7 @@ from arcsup.control.metrics import Metrics
 from arcsup.errors import ArcsupError
 from arcsup.events.dirty import Dirty
 from arcsup.fleet import Fleet, View, default_start_slots
-from arcsup.model import Step, VmName
+from arcsup.model import VmName
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import (
     Action,
@@ -22,7 +22,6 @@ from arcsup.plan.plan import (
     ReleaseDevices,
     StartVm,
     StopVm,
-    judge,
     next_deadline,
     plan,
 )
@@ -132,13 +131,7 @@ class Reconciler:
         if allocation.inventory is None or not reasons or reasons & _OF_DEVICES:
             await allocation.observe()
         self._stop_those_that_lost_a_device()
-        up = {
-            name
-            for name in view.wanted
-            if judge(name, view.wanted, view.seen, view.host, view.now).up
-        }
-        up |= {name for name, it in view.seen.items() if it.phase is not Phase.DOWN}
-        allocation.assign(vms, frozenset(up))
+        allocation.assign(vms, view.up)
         return self.fleet.look()
 
     def _stop_those_that_lost_a_device(self) -> None:
@@ -211,14 +204,3 @@ class Reconciler:
             if process is not None:
                 self.metrics.count_adopted()
             self.nursery.start_soon(resume_vm, vm, workshop, process)
-
-    def steps(self) -> Sequence[Step]:
-        """Return what a pass made now would do, in words."""
-        view = self.fleet.look()
-        return [_as_step(a) for a in plan(view.wanted, view.seen, view.host, view.now)]
-
-
-def _as_step(action: Action) -> Step:
-    verb = {StartVm: "start", StopVm: "stop", ChangeMedia: "change", ForgetVm: "forget"}
-    verb[ReleaseDevices] = "release"
-    return Step(verb[type(action)], action.name, action.because)

@@ -42,6 +42,7 @@ from arcsup.model import (
     Why,
     WhyLink,
 )
+from arcsup.plan.survey import TypeVerdict
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 PNG = b"\x89PNG\r\n\x1a\nnot much of a picture"
@@ -160,9 +161,9 @@ class FakeSupervisor:
     def steps(self) -> Sequence[Step]:
         return self.planned
 
-    async def inventory(self) -> Inventory:
-        await trio.lowlevel.checkpoint()
-        return self.devices
+    @property
+    def gpus(self) -> "FakeGpus":
+        return FakeGpus(self)
 
     def report(self) -> dict[str, Any]:
         return {
@@ -259,6 +260,56 @@ class FakeSupervisor:
 
     def metrics(self) -> bytes:
         return Metrics("0.1.0").expose(self.statuses())
+
+
+VERDICTS = (
+    TypeVerdict("0000:41:00.0", "nvidia-64", "GRID P4-2Q", MiB(2048), True, "the only one"),
+    TypeVerdict("0000:42:00.0", "", "", None, False, "excluded"),
+)
+
+
+@define
+class FakeGpus:
+    """The GPUs of a fake supervisor; calls go into its list, failures come from its table."""
+
+    supervisor: FakeSupervisor
+
+    async def inventory(self) -> Inventory:
+        await trio.lowlevel.checkpoint()
+        return self.supervisor.devices
+
+    async def explain(self, name: str) -> Sequence[tuple[int, Sequence[TypeVerdict]]]:
+        self.supervisor.status(name)
+        await trio.lowlevel.checkpoint()
+        return [(0, VERDICTS)]
+
+    async def explain_file(
+        self, file: Path, source: str
+    ) -> Sequence[tuple[int, Sequence[TypeVerdict]]]:
+        self._note("explain", str(file), source)
+        await trio.lowlevel.checkpoint()
+        return [(0, VERDICTS[:1]), (1, ())]
+
+    async def adopt(self, slice_id: str, name: str) -> None:
+        self.supervisor.status(name)
+        self._note("adopt", slice_id, name)
+        await trio.lowlevel.checkpoint()
+
+    async def release(self, slice_id: str) -> None:
+        self._note("release", slice_id)
+        await trio.lowlevel.checkpoint()
+
+    def quarantined(self) -> Sequence[str]:
+        return ["mbochs/mbochs-small"]
+
+    def unquarantine(self, name: str) -> Sequence[str]:
+        self._note("unquarantine", name)
+        return self.quarantined()
+
+    def _note(self, verb: str, *words: str) -> None:
+        self.supervisor.calls.append((verb, *words))
+        if verb in self.supervisor.failures:
+            raise self.supervisor.failures[verb]
 
 
 @contextlib.contextmanager

@@ -189,6 +189,13 @@ def test_plan_tells_what_is_to_be_done(cli: Cli) -> None:
     assert cli("plan", "--detailed-exitcode").code == 2
 
 
+def test_what_cannot_be_done_is_in_the_plan_and_is_no_change(cli: Cli) -> None:
+    cli.supervisor.planned.append(Step("wait", "db", "gpus[0]: the host has no GPU"))
+
+    assert cli("plan").out.splitlines()[1].startswith("wait     db       gpus[0]: the host")
+    assert cli("plan", "--detailed-exitcode").code == 0
+
+
 def test_a_message_cannot_move_the_readers_terminal(cli: Cli) -> None:
     cli.supervisor.add(make_status("evil", State.FAILED, reason="\x1b[2Jboo\nweb   running"))
 

@@ -237,6 +237,36 @@ def test_gpus_and_the_inventory_are_the_supervisors(
     assert inventory["gpus"] == [view_card(card)]
 
 
+def test_single_slices_are_adopted_released_and_tried_again(
+    asker: Asker, supervisor: FakeSupervisor
+) -> None:
+    assert asker.ask("POST", "/v1/gpus/adopt", b'{"id": "u", "vm": "web"}') == (200, {"done": True})
+    assert asker.ask("POST", "/v1/gpus/adopt", b'{"id": "u", "vm": "nope"}')[0] == 404
+    assert asker.ask("POST", "/v1/gpus/adopt", b'{"id": "u"}')[0] == 400
+    assert asker.ask("POST", "/v1/gpus/unquarantine", b'{"id": "m"}')[1] == ["mbochs/mbochs-small"]
+    supervisor.failures["release"] = Refused("u is in use: web is running", "arcsup stop web")
+    status, answer = asker.ask("POST", "/v1/gpus/release", b'{"id": "u"}')
+    assert (status, answer["error"]["code"]) == (409, "refused")
+
+    assert supervisor.calls == [("adopt", "u", "web"), ("unquarantine", "m"), ("release", "u")]
+
+
+def test_types_are_judged_for_a_file_that_is_nowhere_yet(
+    asker: Asker, supervisor: FakeSupervisor
+) -> None:
+    body = b'{"file": "/tmp/try.yaml", "source": "gpus: []"}'
+
+    status, verdicts = asker.ask("POST", "/v1/gpus/types", body)
+
+    assert status == 200
+    assert supervisor.calls == [("explain", "/tmp/try.yaml", "gpus: []")]
+    assert [(v["slot"], v["type"], v["chosen"]) for v in verdicts] == [
+        (0, "nvidia-64", True),
+        (1, "", False),
+    ]
+    assert verdicts[1]["why"] == "the host has no GPU"
+
+
 def test_kept_events_end_with_follow_0(asker: Asker, supervisor: FakeSupervisor) -> None:
     for n in range(3):
         supervisor.log.append(make_event(f"event {n}", "web" if n else "db"))
@@ -329,6 +359,8 @@ def test_openapi_describes_exactly_what_is_served(asker: Asker) -> None:
         ("/v1/daemon", "/v1/daemon"),
         ("/v1/gpus", "/v1/gpus"),
         ("/v1/inventory", "/v1/inventory"),
+        ("/v1/vms/{name}/types", "/v1/vms/web/types"),
+        ("/v1/gpus/quarantine", "/v1/gpus/quarantine"),
     ],
 )
 def test_answers_are_as_openapi_describes_them(path: str, target: str, asker: Asker) -> None:

@@ -1,35 +1,27 @@
 """The verbs gpu and inventory: what this host has, from its daemon or by looking ourselves."""
 
 import sys
-from collections.abc import Callable, Sequence
-from typing import TypeVar, Unpack
+from collections.abc import Sequence
+from typing import Unpack
 
 import click
 
 from arcsup.cli.fullness import measure_fullness
+from arcsup.cli.gpu_look import look_at_gpus, look_options, or_dash, tell_faults
+from arcsup.cli.gpu_slices import adopt, release, unquarantine
+from arcsup.cli.gpu_types import types
 from arcsup.cli.gpu_views import print_gpu, print_tree
-from arcsup.cli.output import output_options, plain, print_data, print_json, print_table, print_yaml
-from arcsup.cli.places import PlaceOptions, find_places, place_options
-from arcsup.cli.session import Session, tell_error
-from arcsup.control.client import Client, find_socket
-from arcsup.control.shapes import GpuJson, InventoryJson
+from arcsup.cli.output import output_options, print_data, print_json, print_table, print_yaml
+from arcsup.cli.places import PlaceOptions
+from arcsup.cli.session import Session
+from arcsup.control.shapes import GpuJson
 from arcsup.errors import DaemonUnreachable, ExitCode, NoSuchObject
-
-T = TypeVar("T", bound=Callable[..., object])
-
-
-def look_options(command: T) -> T:
-    """Add ``--offline`` and the places; with ``--sysfs`` the daemon is not asked either."""
-    offline = click.option(
-        "--offline", is_flag=True, help="Look at the device tree without a daemon."
-    )
-    return offline(place_options(command))
 
 
 @click.group(invoke_without_command=True)
 @click.pass_context
 def gpu(ctx: click.Context) -> None:
-    """See the host's GPUs, what they offer, and what is cut from them.
+    """See the host's GPUs, what they offer, what is cut from them, and whose it is.
 
     \b
     Example:
@@ -39,6 +31,10 @@ def gpu(ctx: click.Context) -> None:
     if ctx.invoked_subcommand is None:
         click.echo(ctx.get_help(), err=True)
         ctx.exit(ExitCode.USAGE)
+
+
+for _verb in (types, adopt, release, unquarantine):
+    gpu.add_command(_verb)
 
 
 @gpu.command("list")
@@ -55,7 +51,7 @@ def list_(
     Example:
       arcsup gpu list --tree
     """
-    seen = _look(session, offline=offline, options=options)
+    seen = look_at_gpus(session, offline=offline, options=options)
     gpus = seen["gpus"]
     if print_data(output, gpus, [gpu["address"] for gpu in gpus]):
         return ExitCode.OK
@@ -66,7 +62,7 @@ def list_(
         print_table(headers, rows)
     else:
         print("no GPUs, and nothing else that offers mediated devices", file=sys.stderr)
-    _tell_faults(seen)
+    tell_faults(seen)
     return ExitCode.OK
 
 
@@ -81,7 +77,7 @@ def tabulate(gpus: Sequence[GpuJson], *, wide: bool) -> tuple[list[str], list[li
             card["address"],
             card["name"],
             card["driver"] or "-",
-            _or_dash(card["numaNode"]),
+            or_dash(card["numaNode"]),
             ", ".join(card["backends"]) or "-",
             full.describe() if full else "-",
         ]
@@ -89,50 +85,13 @@ def tabulate(gpus: Sequence[GpuJson], *, wide: bool) -> tuple[list[str], list[li
             row += [
                 f"{card['vendor']}:{card['device']}" if card["vendor"] else "-",
                 card["class"] or "-",
-                _or_dash(card["iommuGroup"]),
+                or_dash(card["iommuGroup"]),
                 f"{card['vfs']['enabled']} of {card['vfs']['total']}",
                 card.get("rule", "-"),
             ]
         state = "usable" if card["usable"] else "not usable"
         rows.append([*row, f"{state}: {card['why']}" if card["why"] else state])
     return [*headers, "STATE"], rows
-
-
-@gpu.command()
-@look_options
-@output_options
-@click.pass_obj
-def types(session: Session, offline: bool, output: str, **options: Unpack[PlaceOptions]) -> int:
-    """List the vGPU types that can be asked for, and how many of each are left.
-
-    \b
-    Example:
-      arcsup gpu types -o json
-    """
-    seen = _look(session, offline=offline, options=options)
-    found = [(card, kind) for card in seen["gpus"] for kind in card["types"]]
-    if print_data(
-        output,
-        [{**kind, "card": card["address"]} for card, kind in found],
-        list(dict.fromkeys(kind["id"] for _, kind in found)),
-    ):
-        return ExitCode.OK
-    if not found:
-        print("no vGPU types: `arcsup gpu list` shows what is there instead", file=sys.stderr)
-        return ExitCode.OK
-    rows = [
-        [
-            kind["id"],
-            kind["name"],
-            "-" if kind["vramMiB"] is None else f"{kind['vramMiB']} MiB",
-            _or_dash(kind["available"]),
-            _or_dash(kind["max"]),
-            card["address"],
-        ]
-        for card, kind in found
-    ]
-    print_table(["TYPE", "NAME", "MEMORY", "AVAILABLE", "MAX", "GPU"], rows)
-    return ExitCode.OK
 
 
 @gpu.command()
@@ -151,7 +110,7 @@ def show(
     Example:
       arcsup gpu show 0000:41:00.0
     """
-    seen = _look(session, offline=offline, options=options)
+    seen = look_at_gpus(session, offline=offline, options=options)
     card = find_card(seen["gpus"], address)
     if not print_data(output, card, [card["address"]]):
         print_gpu(card)
@@ -172,9 +131,9 @@ def inventory(session: Session, offline: bool, output: str, **options: Unpack[Pl
       arcsup inventory -o json > host.json
     """
     try:
-        seen = _look(session, offline=offline, options=options)
+        seen = look_at_gpus(session, offline=offline, options=options)
     except DaemonUnreachable:
-        seen = _look(session, offline=True, options=options)
+        seen = look_at_gpus(session, offline=True, options=options)
     if output == "json":
         print_json(seen)
     elif output == "yaml":
@@ -183,24 +142,8 @@ def inventory(session: Session, offline: bool, output: str, **options: Unpack[Pl
         print(seen["host"])
     else:
         print_tree(seen)
-        _tell_faults(seen)
+        tell_faults(seen)
     return ExitCode.OK
-
-
-def _look(session: Session, *, offline: bool, options: PlaceOptions) -> InventoryJson:
-    if not offline and options["sysfs"] is None:
-        run = options["run"]
-        client = session.client if run is None else Client(find_socket(str(run)))
-        seen: InventoryJson = client.get("/v1/inventory")
-        return seen
-    # Only here, because it needs the libraries of the daemon.
-    from arcsup.control.gpus import view_inventory
-    from arcsup.host.inventory import observe_host
-
-    places, _ = find_places(session.run, **options)
-    if not places.sysfs.is_dir():
-        raise NoSuchObject(f"there is no device tree at {places.sysfs}", "--sysfs names another")
-    return view_inventory(observe_host(places.sysfs))
 
 
 def find_card(gpus: Sequence[GpuJson], named: str) -> GpuJson:
@@ -226,12 +169,3 @@ def normalise(address: str) -> str:
     if address.count(":") == 2 and len(domain) == 8 and domain.startswith("0000"):
         return f"{domain[4:]}:{rest}:{address.rpartition(':')[2]}"
     return address
-
-
-def _or_dash(value: int | None) -> str:
-    return "-" if value is None else str(value)
-
-
-def _tell_faults(seen: InventoryJson) -> None:
-    for fault in seen.get("faults", ()):
-        tell_error(plain(fault))

@@ -18,7 +18,7 @@ VERBS: dict[str, dict[str, str]] = {
         "status": "arcsup.cli.vms:status",
         "show": "arcsup.cli.vms:show",
         "why": "arcsup.cli.vms:why",
-        "plan": "arcsup.cli.vms:plan",
+        "plan": "arcsup.cli.plan:plan",
         "events": "arcsup.cli.watch:events",
         "logs": "arcsup.cli.logs:logs",
     },

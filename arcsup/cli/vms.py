@@ -1,4 +1,4 @@
-"""Reading verbs: list, status, show, why, plan."""
+"""Reading verbs: list, status, show, why."""
 
 import sys
 from collections.abc import Sequence
@@ -29,7 +29,6 @@ from arcsup.control.shapes import (
     ReportJson,
     SliceJson,
     StatusJson,
-    StepJson,
     VmJson,
     WhyJson,
 )
@@ -177,26 +176,3 @@ def why(session: Session, names: tuple[str, ...], output: str) -> int:
 def _get_why(session: Session, name: str) -> WhyJson:
     answer: WhyJson = session.client.get(vm_path(name, "why"))
     return answer
-
-
-@click.command()
-@click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there are changes.")
-@output_options
-@click.pass_obj
-def plan(session: Session, detailed_exitcode: bool, output: str) -> int:
-    """Show what the daemon would do next; nothing is done.
-
-    \b
-    Example:
-      arcsup plan --detailed-exitcode || echo "there is something to do"
-    """
-    steps: list[StepJson] = session.client.get("/v1/plan")
-    if not print_data(output, steps, [step["object"] for step in steps]):
-        if steps:
-            print_table(
-                ["ACTION", "OBJECT", "BECAUSE"],
-                [[step["verb"], step["object"], step["because"]] for step in steps],
-            )
-        else:
-            print("nothing to do: all is as desired", file=sys.stderr)
-    return ExitCode.USAGE if steps and detailed_exitcode else ExitCode.OK

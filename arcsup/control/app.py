@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from arcsup import __version__
-from arcsup.control.gpus import view_card, view_inventory
+from arcsup.control.gpu_routes import GpuControl
 from arcsup.control.metrics import CONTENT_TYPE
 from arcsup.control.openapi import Operation, describe_api
 from arcsup.control.requests import (
@@ -27,8 +27,6 @@ from arcsup.control.requests import (
 )
 from arcsup.control.shapes import (
     DoneJson,
-    GpuJson,
-    InventoryJson,
     QmpJson,
     QmpReturnJson,
     ReportJson,
@@ -132,15 +130,6 @@ class Control:
         """Answer what the next pass would do."""
         return JSONResponse([view_step(step) for step in self._supervisor.steps()])
 
-    async def list_gpus(self, _request: Request) -> Response:
-        """Answer the host's GPUs."""
-        inventory = await self._supervisor.inventory()
-        return JSONResponse([view_card(card) for card in inventory.cards])
-
-    async def show_inventory(self, _request: Request) -> Response:
-        """Answer all that planning needs to know of the host."""
-        return JSONResponse(view_inventory(await self._supervisor.inventory()))
-
     async def stream_events(self, request: Request) -> Response:
         """Answer events, as they happen."""
         since = take_number(request, "since")
@@ -204,10 +193,7 @@ class Control:
             Operation(
                 "POST", f"{vm}/screenshot", "The first display", self.take_screenshot, "image/png"
             ),
-            Operation("GET", "/v1/gpus", "The host's GPUs", self.list_gpus, list[GpuJson]),
-            Operation(
-                "GET", "/v1/inventory", "The host for planning", self.show_inventory, InventoryJson
-            ),
+            *GpuControl(self._supervisor.gpus).operations(),
             Operation("GET", "/v1/plan", "What is to be done", self.list_steps, list[StepJson]),
             Operation(
                 "GET",

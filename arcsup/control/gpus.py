@@ -9,9 +9,11 @@ from arcsup.control.shapes import (
     GpuTypeJson,
     GroupJson,
     InventoryJson,
+    TypeVerdictJson,
 )
 from arcsup.devices import Backend, Card, Function, Inventory, IommuGroup, Slice, SliceType
 from arcsup.model import GpuKind
+from arcsup.plan.survey import TypeVerdict
 from arcsup.spec.units import show_cpus
 
 INVENTORY_VERSION = 1
@@ -24,6 +26,8 @@ KINDS = {
     Backend.PASSTHROUGH: GpuKind.PASSTHROUGH,
 }
 """What a VM file calls what each back end makes."""
+
+_NO_GPU = TypeVerdict("", "", "", None, False, "the host has no GPU")
 
 
 def view_inventory(inventory: Inventory) -> InventoryJson:
@@ -77,6 +81,25 @@ def view_card(card: Card) -> GpuJson:
         "why": card.why,
         "path": card.path,
     }
+
+
+def view_verdicts(
+    slots: Iterable[tuple[int, Sequence[TypeVerdict]]],
+) -> list[TypeVerdictJson]:
+    """Return what ``gpu types --for`` shows."""
+    return [
+        {
+            "slot": slot,
+            "card": verdict.card,
+            "type": verdict.type,
+            "name": verdict.name,
+            "vramMiB": verdict.vram_mib,
+            "chosen": verdict.chosen,
+            "why": verdict.why,
+        }
+        for slot, verdicts in slots
+        for verdict in verdicts or (_NO_GPU,)
+    ]
 
 
 def gather_types(card: Card) -> list[SliceType]:

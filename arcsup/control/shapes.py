@@ -247,6 +247,31 @@ GpuJson = TypedDict(
 """One card. ``types`` has each type once; ``offers`` each parent's, where that says more."""
 
 
+class TypeVerdictJson(TypedDict):
+    """One type of one card for one slot of a VM; ``type`` is "" for a card as a whole."""
+
+    slot: int
+    card: str
+    type: str
+    name: str
+    vramMiB: int | None
+    chosen: bool
+    why: str
+
+
+class AdoptJson(TypedDict):
+    """Asks for a slice that exists to become a VM's."""
+
+    id: str
+    vm: str
+
+
+class SliceIdJson(TypedDict):
+    """Names a slice."""
+
+    id: str
+
+
 class NumaNodeJson(TypedDict):
     """A NUMA node; ``cpus`` as the kernel writes them: 0-3,8."""
 

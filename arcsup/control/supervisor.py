@@ -10,10 +10,53 @@ from typing import Any, Protocol
 
 from arcsup.devices import Inventory
 from arcsup.model import Event, State, Step, VmName, VmStatus, Why
+from arcsup.plan.survey import TypeVerdict
+
+
+class GpuSupervisor(Protocol):
+    """The daemon's GPUs and what is cut from them."""
+
+    async def inventory(self) -> Inventory:
+        """Return the host's GPUs as they are now; takes milliseconds, seconds when one is stuck."""
+        ...
+
+    async def explain(self, name: str) -> Sequence[tuple[int, Sequence[TypeVerdict]]]:
+        """Return for each slot of a VM what every type of every card has for and against it."""
+        ...
+
+    async def explain_file(
+        self, file: Path, source: str
+    ) -> Sequence[tuple[int, Sequence[TypeVerdict]]]:
+        """Return the same for a VM as a file asks for it. SpecError."""
+        ...
+
+    async def adopt(self, slice_id: str, name: str) -> None:
+        """Take a slice that somebody else has made into the journal, for a VM that is down.
+
+        Raises NoSuchObject, or Refused: held, ours already, nothing that the VM asks for.
+        """
+        ...
+
+    async def release(self, slice_id: str) -> None:
+        """Strike a slice from the journal and leave it. NoSuchObject, Refused while in use."""
+        ...
+
+    def quarantined(self) -> Sequence[str]:
+        """Return what failed too often to be tried again: slices, or PARENT/TYPE."""
+        ...
+
+    def unquarantine(self, name: str) -> Sequence[str]:
+        """Try again what failed, also all on a parent; return what it was. NoSuchObject."""
+        ...
 
 
 class Supervisor(Protocol):
     """The daemon as the operator sees it. Every method raises NoSuchObject for unknown names."""
+
+    @property
+    def gpus(self) -> GpuSupervisor:
+        """The host's GPUs."""
+        ...
 
     def statuses(self) -> Sequence[VmStatus]:
         """Return all VMs in name order."""
@@ -33,10 +76,6 @@ class Supervisor(Protocol):
 
     def steps(self) -> Sequence[Step]:
         """Return what the next pass of the planner would do; empty when all is as desired."""
-        ...
-
-    async def inventory(self) -> Inventory:
-        """Return the host's GPUs as they are now; takes milliseconds, seconds when one is stuck."""
         ...
 
     def report(self) -> dict[str, Any]:

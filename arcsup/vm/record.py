@@ -17,7 +17,7 @@ import trio
 from attrs import field, frozen
 from cattrs.preconf.json import make_converter
 
-from arcsup.errors import Terminal
+from arcsup.errors import NotPermitted, Terminal
 from arcsup.host.owned import OwnedSlice
 from arcsup.model import Argv, LastExit, VmName
 from arcsup.plan.plan import Intent
@@ -110,6 +110,7 @@ class RecordStore:
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
+        self._directory_file = directory.parent / "vm-directory.json"
         self._locks: dict[VmName, trio.Lock] = {}
 
     def load_all(self) -> tuple[dict[VmName, Record], dict[VmName, str]]:
@@ -117,9 +118,7 @@ class RecordStore:
 
         Such a VM must not be started by guess: the record may tell of a QEMU that still runs.
         """
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for leftover in self._directory.glob(".*.tmp"):
-            leftover.unlink()
+        self.prepare()
         records: dict[VmName, Record] = {}
         unreadable: dict[VmName, str] = {}
         for path in sorted(self._directory.glob("*.json")):
@@ -129,6 +128,32 @@ class RecordStore:
             except Terminal as error:
                 unreadable[name] = f"{error.message}; {error.hint}"
         return records, unreadable
+
+    def prepare(self) -> None:
+        """Make the directory, and remove what a write that was cut short has left."""
+        self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for leftover in self._directory.glob(".*.tmp"):
+            leftover.unlink()
+
+    # Which directory the VM files were in last: its device and inode.
+
+    def known_directory(self) -> tuple[int, int] | None:
+        """Return the identity that was kept of the directory of VM files, None if none was."""
+        try:
+            device, inode = json.loads(self._directory_file.read_text())
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+        return device, inode
+
+    def keep_directory(self, identity: tuple[int, int]) -> None:
+        """Keep the identity of the directory of VM files."""
+        temporary = self._directory_file.with_suffix(".tmp")
+        temporary.write_text(json.dumps(identity))
+        temporary.replace(self._directory_file)
+
+    def forget_directory(self) -> None:
+        """Forget it: whatever directory is there next is believed."""
+        self._directory_file.unlink(missing_ok=True)
 
     async def save(self, record: Record) -> None:
         """Make ``record`` durable. Raises Terminal when the disk refuses."""
@@ -146,6 +171,33 @@ class RecordStore:
 
     def _path(self, name: VmName) -> Path:
         return self._directory / f"{name}.json"
+
+
+class ReadOnlyRecords(RecordStore):
+    """The same records for who only looks: nothing that changes is kept."""
+
+    def prepare(self) -> None:
+        """Leave the directory as it is. Raises NotPermitted where it may not be read."""
+        try:
+            next(self._directory.iterdir(), None)
+        except FileNotFoundError:
+            return
+        except PermissionError:
+            raise NotPermitted(
+                f"{self._directory}: you may not read which VMs have what", "run this as root"
+            ) from None
+
+    def keep_directory(self, identity: tuple[int, int]) -> None:
+        """Keep nothing."""
+
+    def forget_directory(self) -> None:
+        """Forget nothing."""
+
+    async def save(self, record: Record) -> None:
+        """Keep nothing."""
+
+    async def remove(self, name: VmName) -> None:
+        """Remove nothing."""
 
 
 def _read(path: Path) -> Record:

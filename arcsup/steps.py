@@ -1,0 +1,70 @@
+"""What a pass made now would do, in words: the actions, the slices that they take, who waits."""
+
+from collections.abc import Iterator
+
+from arcsup.devices import Backend
+from arcsup.fleet import Fleet, View
+from arcsup.model import Step, VmName
+from arcsup.plan.assignment import Choice, Refusal
+from arcsup.plan.lifecycle import Phase
+from arcsup.plan.plan import (
+    Action,
+    ChangeMedia,
+    ForgetVm,
+    ReleaseDevices,
+    StartVm,
+    StopVm,
+    judge,
+    plan,
+)
+
+_VERBS: dict[type[Action], str] = {
+    StartVm: "start",
+    StopVm: "stop",
+    ChangeMedia: "change",
+    ForgetVm: "forget",
+    ReleaseDevices: "release",
+}
+
+
+def list_steps(fleet: Fleet) -> list[Step]:
+    """Return the steps of the next pass; ``wait`` and ``omit`` say what cannot be had, and why."""
+    view = fleet.look()
+    steps: list[Step] = []
+    for action in plan(view.wanted, view.seen, view.host, view.now):
+        if isinstance(action, StartVm):
+            steps += _takes(fleet, action.name)
+        verb = _VERBS[type(action)]
+        steps.append(Step(verb, action.name, action.because))
+    return [*steps, *_waits(view)]
+
+
+def _takes(fleet: Fleet, name: VmName) -> Iterator[Step]:
+    """Yield what a VM that starts gets of the host's devices, and what it goes without."""
+    for (owner, slot), outcome in fleet.allocation.assignment.outcomes.items():
+        if owner != name:
+            continue
+        what = f"gpus[{slot}] of {name}"
+        if isinstance(outcome, Refusal):
+            yield Step("omit", what, str(outcome))
+        elif not outcome.exists:
+            makes = outcome.backend in (Backend.MDEV, Backend.VENDOR_VFIO)
+            yield Step(
+                "make" if makes else "bind", _describe(outcome), f"{what}: {outcome.because}"
+            )
+
+
+def _describe(choice: Choice) -> str:
+    if choice.type is None:
+        return choice.id
+    name = f" ({choice.type_name})" if choice.type_name not in ("", choice.type) else ""
+    return f"{choice.type}{name} on {choice.parent}"
+
+
+def _waits(view: View) -> Iterator[Step]:
+    for name in sorted(view.wanted):
+        it = view.seen.get(name)
+        if it is None or it.phase is Phase.DOWN:
+            verdict = judge(name, view.wanted, view.seen, view.host, view.now)
+            if verdict.up and verdict.blocked:
+                yield Step("wait", name, verdict.blocked.removeprefix("waiting for "))
