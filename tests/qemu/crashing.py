@@ -52,7 +52,7 @@ def install() -> None:
         (launch, "listen_unix"),
         (launch, "start_gated"),
         (process.GatedProcess, "open_gate"),
-        (disks, "_publish"),
+        (disks, "publish"),
         (launch, "create_shared_memory"),
         (supervise, "end_helpers"),
         (supervise, "remove_shared_memory"),
