@@ -32,6 +32,7 @@ from arcsup.events.watch import watch_files
 from arcsup.fleet import Fleet, default_start_slots
 from arcsup.host.identity import boot_id, machine_id
 from arcsup.host.owned import OwnedSlice, SliceChoice
+from arcsup.host.writer import await_earlier_helpers
 from arcsup.look import DeviceLook
 from arcsup.model import Event, ExitClass, LastExit, VmName
 from arcsup.notify import notify, watchdog_interval
@@ -48,6 +49,9 @@ from arcsup.vm.viewer import Viewer, find_viewer
 
 logger = logging.getLogger(__name__)
 
+EARLIER_WRITES = 3.0
+"""Seconds that the device tree may take to come to rest from what a killed daemon was writing."""
+
 
 def run_daemon(*, places: Places, config: Config, on_exit: str) -> int:
     """Run until SIGTERM or SIGINT; return the exit code. Raises ArcsupError when it cannot."""
@@ -61,6 +65,7 @@ def run_daemon(*, places: Places, config: Config, on_exit: str) -> int:
 
 
 async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
+    await await_earlier_helpers(seconds=EARLIER_WRITES)
     dirty, bell, event_log = Dirty(), Bell(), EventLog()
     metrics = Metrics(arcsup.__version__)
     allocation = Allocation(DeviceLook(places.sysfs), policy_of(config))

@@ -1,6 +1,8 @@
 import errno
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import trio
 from arcsup.errors import Stuck, Terminal, Transient
 from arcsup.host.writer import (
     Word,
+    await_earlier_helpers,
     comes_true,
     explain,
     is_unanswered,
@@ -79,7 +82,7 @@ async def test_what_is_stuck_is_not_tried_again_while_it_lasts(never: Path) -> N
     assert await comes_true(lambda: not is_unanswered(path), seconds=30)
     with trio.move_on_after(0.2):
         await write_sysfs(path, "1", seconds=60)
-    assert not is_unanswered(path)
+    assert await comes_true(lambda: not is_unanswered(path), seconds=30)
 
 
 async def test_a_cancelled_write_leaves_no_helper(never: Path) -> None:
@@ -97,6 +100,30 @@ async def test_a_helper_whose_daemon_has_died_writes_nothing(
     monkeypatch.setattr(os, "getpid", lambda: 2**22)
     await write_sysfs(str(attribute), "1", seconds=30)
     assert attribute.read_text() == ""
+
+
+WRITE = """
+import sys, trio
+from functools import partial
+from arcsup.host.writer import write_sysfs
+trio.run(partial(write_sysfs, sys.argv[1], "1", seconds=60))
+"""
+
+
+async def test_what_a_killed_daemon_has_begun_to_write_is_known_to_the_next(never: Path) -> None:
+    path = str(never)
+    with subprocess.Popen([sys.executable, "-c", WRITE, path]) as daemon:
+        assert await comes_true(lambda: bool(find_processes_naming(f"of={path}")), seconds=30)
+        daemon.kill()
+    await await_earlier_helpers(seconds=0)
+    assert is_unanswered(path)
+    with pytest.raises(Stuck, match="still not answered"):
+        await write_sysfs(path, "1", seconds=60)
+    with never.open() as reader:
+        assert reader.read() == "1", "the kernel has answered at last"
+    assert await comes_true(lambda: not is_unanswered(path), seconds=30)
+    await await_earlier_helpers(seconds=30)
+    assert not is_unanswered(path)
 
 
 async def test_a_program_tells_its_end_and_what_it_said() -> None:

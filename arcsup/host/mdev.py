@@ -61,9 +61,10 @@ async def create_mdev(owned: OwnedSlice, sysfs: Sysfs) -> None:
     if sysfs.is_folder(owned.device):
         _require_ours(owned, sysfs)
     else:
-        folder = _find_type(owned, sysfs)
+        _require_type(owned, sysfs)
+        create = _create_attribute(owned, sysfs)
         try:
-            await write_sysfs(sysfs.full(f"{folder}/create"), owned.id, seconds=_CREATE_SECONDS)
+            await write_sysfs(create, owned.id, seconds=_CREATE_SECONDS)
         except OSError as error:
             if error.errno == errno.ENOENT:
                 raise Transient(f"{name}: the parent has just gone") from error
@@ -99,6 +100,8 @@ async def remove_mdev(owned: OwnedSlice, sysfs: Sysfs, find: FindHolders) -> Non
         # A remove that waits for a holder takes the folder away first, and the capacity last.
         if is_unanswered(attribute):
             raise Stuck(f"{owned.id} is still being removed", "somebody has opened it meanwhile")
+        if is_unanswered(_create_attribute(owned, sysfs)):
+            raise Stuck(f"{owned.id} may still be being made", "the kernel log may tell why")
         return
     _require_ours(owned, sysfs)
     await require_free(sysfs, [owned.device], find)
@@ -109,6 +112,11 @@ async def remove_mdev(owned: OwnedSlice, sysfs: Sysfs, find: FindHolders) -> Non
             raise explain(f"remove {owned.id}", error, _REMOVE_WORDS) from error
     if not await comes_true(lambda: not sysfs.is_folder(owned.device), seconds=_LOOK_SECONDS):
         raise Stuck(f"{owned.id} was removed and is still there", "the kernel log may tell why")
+
+
+def _create_attribute(owned: OwnedSlice, sysfs: Sysfs) -> str:
+    parent = find_parent(sysfs, owned.parent)
+    return sysfs.full(f"{parent}/mdev_supported_types/{owned.type}/create")
 
 
 def _parent_of(owned: OwnedSlice, sysfs: Sysfs) -> str:
@@ -126,15 +134,14 @@ def _require_ours(owned: OwnedSlice, sysfs: Sysfs) -> None:
         )
 
 
-def _find_type(owned: OwnedSlice, sysfs: Sysfs) -> str:
-    """Return the folder of the type; Transient while the parent is not ready, else Terminal."""
+def _require_type(owned: OwnedSlice, sysfs: Sysfs) -> None:
+    """Raise Transient while the parent is not ready, Terminal where it has no such type."""
     parent = find_parent(sysfs, owned.parent)
     if parent is None:
         raise Transient(f"{owned.parent} is not there")
     types = f"{parent}/mdev_supported_types"
-    if owned.type and sysfs.is_folder(f"{types}/{owned.type}"):
-        return f"{types}/{owned.type}"
-    raise _unknown_type(owned, sysfs.names(types))
+    if not (owned.type and sysfs.is_folder(f"{types}/{owned.type}")):
+        raise _unknown_type(owned, sysfs.names(types))
 
 
 def _unknown_type(owned: OwnedSlice, offered: list[str]) -> ArcsupError:

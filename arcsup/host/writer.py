@@ -9,8 +9,10 @@ writes; when it does not come back in time it is left to the kernel and reaped w
 import errno
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 import trio
 from attrs import frozen
@@ -27,8 +29,12 @@ _PAUSE = 0.02
 
 _STUCK_HINT = "it may be waiting for a program that has the device open; the kernel log tells"
 
-_unanswered: set[str] = set()
-"""What helpers that were left to the kernel still work on: asking again would only add another."""
+_MARK = "ARCSUP_WORKS_ON"
+"""In a helper's environment, which it keeps through exec(2): what it works on."""
+
+_unanswered: Counter[str] = Counter()
+"""What helpers that were left to the kernel still work on, each with how many of them: asking again
+would only add another."""
 
 
 @frozen
@@ -103,22 +109,22 @@ async def run_helper(
     It is killed when time is up or the caller is cancelled, which ends all but what sleeps in the
     kernel. While that lasts, the same is Stuck at once. Raises Transient when it cannot be started.
     """
-    if what in _unanswered:
+    if is_unanswered(what):
         raise Stuck(f"{what}: the kernel has still not answered an earlier attempt", _STUCK_HINT)
     # A file in memory, not a pipe: nobody has to read it, and a grandchild cannot keep it open.
     output = os.memfd_create("output")
     try:
-        pid = _spawn(argv, text, output)
+        pid = _spawn(argv, what, text, output)
         pidfd = os.pidfd_open(pid)
         status = None
         try:
-            with trio.move_on_after(seconds) as deadline:
+            with trio.move_on_after(seconds):
                 await trio.lowlevel.wait_readable(pidfd)
                 status = _take_status(pidfd)
-            if deadline.cancelled_caught:
-                _unanswered.add(what)
         finally:
             if status is None:
+                # Also when cancelled: what sleeps in the kernel does so whoever has lost interest.
+                _unanswered[what] += 1
                 _abandon(pid, pidfd, what)
             else:
                 os.close(pidfd)
@@ -129,10 +135,10 @@ async def run_helper(
         os.close(output)
 
 
-def _spawn(argv: Sequence[str], text: str, output: int) -> int:
+def _spawn(argv: Sequence[str], what: str, text: str, output: int) -> int:
     given = os.memfd_create("input")
     os.pwrite(given, text.encode(), 0)
-    environment = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath)}
+    environment = {"LC_ALL": "C", "PATH": os.environ.get("PATH", os.defpath), _MARK: what}
     try:
         return os.posix_spawnp(
             argv[0],
@@ -156,7 +162,59 @@ def _spawn(argv: Sequence[str], text: str, output: int) -> int:
 
 def is_unanswered(path: str) -> bool:
     """Tell whether the kernel still owes an answer to a write that was given up."""
-    return path in _unanswered
+    return _unanswered[path] > 0
+
+
+async def await_earlier_helpers(*, seconds: float, proc: Path = Path("/proc")) -> None:
+    """Find what helpers of a daemon that has died still work on, and let them end.
+
+    To be called before anything is decided: until then the device tree shows what they are just
+    changing. What is not ended within ``seconds`` is unanswered, as if we had asked ourselves.
+    """
+    ended = []
+    for pidfd, what in _find_helpers(proc):
+        _unanswered[what] += 1
+        ended.append(trio.Event())
+        trio.lowlevel.spawn_system_task(_await_earlier, pidfd, what, ended[-1])
+    with trio.move_on_after(seconds):
+        for event in ended:
+            await event.wait()
+
+
+def _find_helpers(proc: Path) -> Iterator[tuple[int, str]]:
+    """Yield each helper on this host as a pidfd, for the caller to close, and what it works on.
+
+    None is missed: a helper bears its mark before it looks whether its daemon lives.
+    """
+    for process in proc.glob("[1-9]*"):
+        try:
+            pidfd = os.pidfd_open(int(process.name))
+        except OSError:
+            continue  # It has ended meanwhile.
+        what = _read_mark(process / "environ")
+        if what is None:
+            os.close(pidfd)
+        else:
+            yield pidfd, what
+
+
+def _read_mark(environ: Path) -> str | None:
+    mark = f"{_MARK}=".encode()
+    try:
+        entries = environ.read_bytes().split(b"\0")
+    except OSError:
+        return None  # It has ended, or is somebody else's.
+    found = (entry.removeprefix(mark) for entry in entries if entry.startswith(mark))
+    return next(map(os.fsdecode, found), None)
+
+
+async def _await_earlier(pidfd: int, what: str, ended: trio.Event) -> None:
+    try:
+        await trio.lowlevel.wait_readable(pidfd)
+    finally:
+        os.close(pidfd)
+        _unanswered[what] -= 1
+        ended.set()
 
 
 def _abandon(pid: int, pidfd: int, what: str) -> None:
@@ -173,7 +231,7 @@ async def _reap(pidfd: int, what: str) -> None:
         # Also when the daemon ends first; what still sleeps then is init's.
         _take_status(pidfd)
         os.close(pidfd)
-        _unanswered.discard(what)
+        _unanswered[what] -= 1
 
 
 def _take_status(pidfd: int) -> int | None:

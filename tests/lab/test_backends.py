@@ -24,7 +24,12 @@ from arcsup.host.slices import (
 )
 from arcsup.host.sriov import enable_vfs, find_vfs
 from arcsup.host.sysfs import Sysfs
-from arcsup.host.writer import comes_true, is_unanswered, write_sysfs
+from arcsup.host.writer import (
+    await_earlier_helpers,
+    comes_true,
+    is_unanswered,
+    write_sysfs,
+)
 from tests.lab.inner import StartQemu
 from tests.lab.kernel import (
     MDEVS,
@@ -206,6 +211,8 @@ async def test_a_daemon_killed_at_any_moment_leaves_what_can_be_repaired(
         time.sleep(delay)
         first.kill()
         second.kill()
+    # As the next daemon does: what the killed ones have begun goes on in the kernel.
+    await await_earlier_helpers(seconds=30)
     for owned in (mdev, function):
         await create_slice(owned, SYSFS)
         assert is_ready(owned, SYSFS) in ("", f"{find_group_node(owned, SYSFS)} is not there yet")
@@ -228,6 +235,8 @@ async def test_a_daemon_killed_at_any_moment_leaves_what_can_be_taken_back(
         time.sleep(0.5)
         first.kill()
         second.kill()
+    # As the next daemon does: what the killed ones have begun goes on in the kernel.
+    await await_earlier_helpers(seconds=30)
     for owned in (mdev, function):
         await remove_slice(owned, SYSFS)
     assert types_of(mbochs) == before
