@@ -100,6 +100,11 @@ class Allocation:
         policy = evolve(self.policy, quarantined=self.quarantined())
         return [requests_of(vm) for vm in asking], with_owners(inventory, owners), policy, held
 
+    def forget_assignment(self) -> bool:
+        """Drop what was chosen and refused; tell whether there was anything."""
+        before, self.assignment = self.assignment, Assignment()
+        return before != self.assignment
+
     def quarantined(self) -> frozenset[str]:
         """Return what has failed too often, by slice id or PARENT/TYPE."""
         return frozenset(name for name, count in self.strikes.items() if count >= STRIKES)

@@ -43,7 +43,7 @@ def _links(status: VmStatus, around: _Around, *, seen: frozenset[VmName]) -> Ite
     vm = around.vms.get(status.name)
     yield WhyLink(
         what=f"{status.name} is {status.state}",
-        because=status.reason or "it is as its file and the operator want it",
+        because=_because(status),
         since=status.since,
         next_action=_next_action(status),
         at=status.next_try,
@@ -60,6 +60,11 @@ def _links(status: VmStatus, around: _Around, *, seen: frozenset[VmName]) -> Ite
         if not condition.status
     )
     yield from _predecessors(vm, around, seen=seen | {vm.name})
+
+
+def _because(status: VmStatus) -> str:
+    because = status.reason or "it is as its file and the operator want it"
+    return f"{because}; its run is in mode {', '.join(status.mode)}" if status.mode else because
 
 
 def _faults(vm: ManagedVm) -> Iterator[WhyLink]:

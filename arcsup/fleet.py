@@ -20,6 +20,7 @@ from arcsup.events.dirty import Bell
 from arcsup.host.memory import observe_available_memory
 from arcsup.model import MiB, Vm, VmName
 from arcsup.plan.lifecycle import Phase
+from arcsup.plan.mode import NORMAL
 from arcsup.plan.plan import HostSeen, Intent, Seen, Wanted, judge
 from arcsup.plan.restart import Budget
 from arcsup.spec.directory import (
@@ -30,7 +31,7 @@ from arcsup.spec.directory import (
     read_directory,
 )
 from arcsup.spec.faults import Fault
-from arcsup.spec.native import differences, load_vm, read_vm
+from arcsup.spec.native import differences, read_vm
 from arcsup.spec.together import find_shared
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.record import Record, Source
@@ -121,31 +122,11 @@ class Fleet:
                 why = "; ".join(map(str, parsed.faults)) or f"it names {parsed.name}"
                 self.unreadable[record.name] = f"the record of {record.name} is wrong: {why}"
                 continue
+            if record.intent_boot != self.workshop.boot_id:
+                # A mode is a start's, and ends with it when the host does.
+                record = evolve(record, mode=NORMAL)
             self.vms[record.name] = ManagedVm(record, parsed.vm)
             self._last_good[record.name] = parsed.vm
-
-    async def submit(self, file: Path, source: str) -> VmName:
-        """Take up a VM whose file is not in the VM directory, and want it to run.
-
-        Raises SpecError for a faulty file, Refused when a VM of that name is there already.
-        """
-        vm = load_vm(source, file, self.workshop.machine_id)
-        known = self.vms.get(vm.name)
-        if known is not None and not (known.record.transient and known.phase is Phase.DOWN):
-            raise Refused(
-                f"there is a VM {vm.name} already ({known.file})",
-                f"arcsup start {vm.name}, or put another `name` into the file",
-            )
-        record = Record(
-            vm.name,
-            Source(str(file), source, ""),
-            transient=True,
-            intent=Intent.RUN,
-            intent_boot=self.workshop.boot_id,
-        )
-        self.vms[vm.name] = ManagedVm(record, vm)
-        await self.workshop.records.save(record)
-        return vm.name
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -203,7 +184,7 @@ class Fleet:
                 self.workshop.tell(vm.name, "file-invalid", fault)
         if entry.vm is None or managed.record.source == source:
             return
-        managed.vm = vm
+        managed.asked = vm
         changes: dict[str, object] = {"source": source, "transient": False}
         if managed.record.failure is not None and managed.record.failure.digest != source.digest:
             changes |= {"failure": None, "budget": Budget(), "retry_at": None}
@@ -253,12 +234,14 @@ class Fleet:
 
     def look(self) -> View:
         """Return everything that the planner decides from, as it is at this moment."""
-        wanted = {vm.name: self._want(vm) for vm in self.vms.values() if self._is_wanted(vm)}
-        # These may have something that the files promise to somebody else by now.
+        wanted = {vm.name: self._want(vm) for vm in self.vms.values() if self.is_wanted(vm)}
+        # These may have something that the files promise to somebody else by now. Nobody compares
+        # the file of a transient VM with those in the directory.
         strays = [
             vm
             for vm in self.vms.values()
-            if vm.running is not None and (vm.name not in wanted or vm.running != vm.vm)
+            if vm.running is not None
+            and (vm.record.transient or vm.name not in wanted or vm.running != vm.vm)
         ]
         return View(
             wanted=wanted,
@@ -267,12 +250,14 @@ class Fleet:
             now=time.monotonic(),
         )
 
-    def _is_wanted(self, vm: ManagedVm) -> bool:
+    def is_wanted(self, vm: ManagedVm) -> bool:
+        """Tell whether there is to be such a VM, running or not."""
         record = vm.record
         if record.transient:
             if vm.phase is not Phase.DOWN:
                 return True
-            over = record.intent in (Intent.STOP, Intent.KILL) or bool(record.halted)
+            stopped = record.intent in (Intent.STOP, Intent.KILL)
+            over = stopped or (bool(record.halted) and not record.lasting)
             return not over and record.intent_boot == self.workshop.boot_id
         return self._named is None or vm.name in self._named
 
@@ -329,7 +314,7 @@ def _differences(vm: ManagedVm) -> tuple[str, ...]:
     if vm.running is None or vm.running == vm.vm:
         return ()
     keys = differences(vm.running, vm.vm)
-    if vm.media_tried is vm.vm:
+    if vm.media_tried == vm.vm:
         # Once is enough: what a guest refused to let go of takes a restart.
         return tuple("cdroms" if key.startswith("cdroms[") else key for key in keys)
     return keys

@@ -409,6 +409,7 @@ class VmStatus:
     """Everything that ``list`` and ``status`` show of a VM.
 
     ``pending`` lists the keys of the file that differ from what runs and need a restart.
+    ``mode`` are the switches of the run that the operator asked for: "preinstall", "disable-gpu".
     """
 
     name: VmName
@@ -431,6 +432,7 @@ class VmStatus:
     next_try: datetime | None
     conditions: tuple[Condition, ...] = ()
     events: tuple[Event, ...] = ()
+    mode: tuple[str, ...] = ()
 
 
 @frozen

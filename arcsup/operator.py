@@ -25,21 +25,24 @@ from arcsup.fleet import Fleet, View
 from arcsup.gpu_operator import GpuOperator
 from arcsup.model import Event, State, Step, VmName, VmStatus, Why
 from arcsup.plan.lifecycle import Phase
+from arcsup.plan.mode import NORMAL, Mode
 from arcsup.plan.plan import Intent
-from arcsup.plan.restart import Budget
 from arcsup.reconcile import Reconciler
 from arcsup.show import show_bad_file, show_vm
-from arcsup.spec.native import vm_to_native
+from arcsup.spec.native import load_vm, vm_to_native
 from arcsup.steps import list_steps
+from arcsup.transient import is_in_directory, take_up
 from arcsup.vm.managed import ManagedVm
+from arcsup.vm.modes import check_mode
+from arcsup.vm.record import FRESH
 
 QMP_ANSWER = 30.0
 """Seconds an operator's QMP command may take."""
 
-FRESH: dict[str, Any] = {"failure": None, "halted": "", "budget": Budget(), "retry_at": None}
-"""What a person's start takes back: every earlier reason to stay down."""
-
 Condition = Callable[[], bool]
+
+FILE_READ = 10.0
+"""Seconds within which a file of the VM directory is read, slow disks and writers included."""
 
 _UP = (Phase.RUNNING, Phase.PAUSED)
 _screenshots = itertools.count()
@@ -126,37 +129,72 @@ class Operator:
 
     # --- asking ----------------------------------------------------------------------------------
 
-    async def start(self, name: str) -> None:
-        """Want the VM to run; leaves ``stopped`` and ``failed`` with a fresh budget."""
+    async def start(self, name: str, mode: Mode = NORMAL) -> None:
+        """Want the VM to run, in ``mode``; leaves ``stopped`` and ``failed`` with a fresh budget.
+
+        Raises Refused when it is up already in another mode.
+        """
         vm = self.fleet.find(name)
+        check_mode(mode, self.fleet.workshop.places)
+        words = "".join(f" --{word}" for word in mode.words)
         if vm.phase is Phase.STOPPING or (vm.order is not None and vm.phase is not Phase.DOWN):
             # It comes back once it is down: that is what restart means.
-            await self._want(vm, Intent.RESTART, "asked to start it once it has stopped")
+            asked = f"asked to start it{words} once it has stopped"
+            await self._want(vm, Intent.RESTART, asked, mode=mode)
             return
-        await self._want(vm, Intent.RUN, "asked to start it", fresh=True)
+        if vm.phase is not Phase.DOWN and mode != NORMAL and mode != vm.record.mode:
+            raise Refused(f"{name} is up already, without{words}", f"arcsup stop {name} first")
+        # Asked for without a word about the mode, what is up stays as it is.
+        kept = vm.record.mode if vm.phase is not Phase.DOWN else mode
+        await self._want(vm, Intent.RUN, f"asked to start it{words}", fresh=True, mode=kept)
 
-    async def submit(self, file: Path, source: str) -> VmName:
-        """Run a VM whose file is not in the VM directory, until it is stopped."""
-        name = await self.fleet.submit(file, source)
+    async def submit(self, file: Path, source: str, mode: Mode = NORMAL) -> VmName:
+        """Run the VM of a file, in ``mode``: until it is stopped, if the VM directory has it not.
+
+        Raises SpecError for a faulty file, Refused when another VM has what it asks for.
+        """
+        workshop = self.fleet.workshop
+        vm = load_vm(source, file, workshop.machine_id)
+        if is_in_directory(file, workshop.places.vms):
+            await self._await_reading(file, source, vm.name)
+            await self.start(vm.name, mode)
+            return vm.name
+        check_mode(mode, workshop.places)
+        name = await take_up(self.fleet, file, source, vm, mode)
         self.reconciler.dirty.mark("operator")
+        workshop.changed()
         return name
+
+    async def _await_reading(self, file: Path, source: str, name: VmName) -> None:
+        """Wait until a file of the VM directory, as just sent, is what its VM goes by."""
+
+        def is_read() -> bool:
+            vm = self.fleet.vms.get(name)
+            return vm is not None and vm.record.source.text == source and not vm.record.transient
+
+        self.reconciler.dirty.mark("files")
+        if not await self._until(is_read, FILE_READ):
+            vm = self.fleet.find(name)
+            why = vm.faults[0] if vm.faults else f"VM {name} goes by another version of it"
+            raise Refused(f"{file}: {why}", f"arcsup status {name}")
 
     async def stop(self, name: str) -> None:
         """Want the VM to be stopped, durably."""
         vm = self.fleet.find(name)
         if vm.record.intent is not Intent.KILL or vm.phase is Phase.DOWN:
-            await self._want(vm, Intent.STOP, "asked to stop it")
+            await self._want(vm, Intent.STOP, "asked to stop it", mode=_mode_until_down(vm))
 
     async def kill(self, name: str) -> None:
         """Pull the plug and want the VM to be stopped, durably."""
-        await self._want(self.fleet.find(name), Intent.KILL, "asked to kill it")
+        vm = self.fleet.find(name)
+        await self._want(vm, Intent.KILL, "asked to kill it", mode=_mode_until_down(vm))
 
     async def restart(self, name: str) -> None:
-        """Stop as ``stop`` does, then start with the file as it is now."""
+        """Stop as ``stop`` does, then start with the file as it is now, in no mode."""
         vm = self.fleet.find(name)
         vm.restarted_from = vm.starts
         intent = Intent.RUN if vm.phase is Phase.DOWN else Intent.RESTART
-        await self._want(vm, intent, "asked to restart it", fresh=True)
+        await self._want(vm, intent, "asked to restart it", fresh=True, mode=NORMAL)
 
     async def reset(self, name: str) -> None:
         """Press the reset button."""
@@ -183,7 +221,8 @@ class Operator:
         vm = self.fleet.find(name)
         if vm.record.failure is None:
             raise Refused(f"{name} has not failed", "`arcsup why` shows what it is waiting for")
-        await self._want(vm, vm.record.intent, "cleared its failure", fresh=True)
+        intent, mode = vm.record.intent, vm.record.mode
+        await self._want(vm, intent, "cleared its failure", fresh=True, mode=mode)
 
     async def qmp(self, name: str, command: str, arguments: dict[str, Any]) -> Any:
         """Run one QMP command on the daemon's own monitor."""
@@ -266,12 +305,19 @@ class Operator:
             return True
         return condition()
 
-    async def _want(self, vm: ManagedVm, intent: Intent, what: str, *, fresh: bool = False) -> None:
+    async def _want(
+        self, vm: ManagedVm, intent: Intent, what: str, *, mode: Mode, fresh: bool = False
+    ) -> None:
         boot = self.fleet.workshop.boot_id
-        changes: dict[str, Any] = {"intent": intent, "intent_boot": boot}
+        changes: dict[str, Any] = {"intent": intent, "intent_boot": boot, "mode": mode}
         if fresh:
             changes |= FRESH
         await vm.save(self.fleet.workshop, **changes)
         self.fleet.workshop.tell(vm.name, intent.value, f"the operator {what}")
         self.reconciler.dirty.mark("operator")
         self.fleet.workshop.changed()
+
+
+def _mode_until_down(vm: ManagedVm) -> Mode:
+    """A QEMU ends in the mode that it runs in; nothing of a mode outlasts it."""
+    return NORMAL if vm.phase is Phase.DOWN else vm.record.mode

@@ -13,7 +13,6 @@ from arcsup.control.metrics import Metrics
 from arcsup.errors import ArcsupError
 from arcsup.events.dirty import Dirty
 from arcsup.fleet import Fleet, View, default_start_slots
-from arcsup.model import VmName
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import (
     Action,
@@ -127,7 +126,8 @@ class Reconciler:
         view, allocation = self.fleet.look(), self.fleet.allocation
         vms = self.fleet.vms.values()
         if not any(wants_devices(vm.vm) or vm.record.slices for vm in vms):
-            return view
+            # Whoever lacked a device, and asks for none any more, must not go on waiting for it.
+            return self.fleet.look() if allocation.forget_assignment() else view
         if allocation.inventory is None or not reasons or reasons & _OF_DEVICES:
             await allocation.observe()
         self._stop_those_that_lost_a_device()
@@ -174,7 +174,7 @@ class Reconciler:
                 if vm.record.slices:
                     self._release(vm)
                 else:
-                    await self._forget(action.name, because)
+                    await self._forget(vm, because)
 
     def _release(self, vm: ManagedVm) -> None:
         async def release() -> None:
@@ -187,11 +187,18 @@ class Reconciler:
         vm.releasing = True
         self.nursery.start_soon(release)
 
-    async def _forget(self, name: VmName, because: str) -> None:
-        await self.fleet.workshop.records.remove(name)
-        del self.fleet.vms[name]
-        self.metrics.forget(name)
-        self.fleet.workshop.tell(name, "removed", because)
+    async def _forget(self, vm: ManagedVm, because: str) -> None:
+        # While other actions were carried out, or the record is removed, it may be asked for again.
+        if self.fleet.is_wanted(vm):
+            return
+        await self.fleet.workshop.records.remove(vm.name)
+        if self.fleet.is_wanted(vm):
+            return
+        del self.fleet.vms[vm.name]
+        self.metrics.forget(vm.name)
+        if vm.record.transient:
+            because = "it has ended; its file is not in the VM directory"
+        self.fleet.workshop.tell(vm.name, "removed", because)
         self.fleet.changed.ring()
 
     def adopt_all(self) -> None:

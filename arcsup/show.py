@@ -6,14 +6,14 @@ from arcsup.fleet import BadFile, View
 from arcsup.model import GpuKind, LastExit, PciAddress, SliceInUse, State, VmStatus
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
-from arcsup.plan.plan import Verdict, judge, needs_restart, show_state
+from arcsup.plan.plan import Seen, Verdict, judge, needs_restart, show_state
 from arcsup.vm.managed import ManagedVm
 from arcsup.vm.slices import requests_by_slot
 
 
 def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
     """Return a VM's status as seen in ``view``."""
-    it = view.seen[vm.name]
+    it = view.seen.get(vm.name, Seen())
     verdict = _judge(vm, view)
     failed = vm.record.failure is not None
     state = show_state(verdict, it, faulty=bool(vm.faults), failed=failed, now=view.now)
@@ -40,6 +40,7 @@ def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
         last_exit=vm.record.last_exit,
         next_try=_to_datetime(it.retry_at, view.now) if state is State.BACKOFF else None,
         conditions=tuple(vm.conditions.values()),
+        mode=vm.record.mode.words,
     )
 
 
@@ -83,7 +84,9 @@ def _show_slices(vm: ManagedVm) -> tuple[SliceInUse, ...]:
 
 def _judge(vm: ManagedVm, view: View) -> Verdict:
     if vm.name not in view.wanted:
-        return Verdict(up=False, because="its file was removed")
+        ended = "it has ended, and its file is not in the VM directory"
+        because = ended if vm.record.transient else "its file was removed"
+        return Verdict(up=False, because=because)
     return judge(vm.name, view.wanted, view.seen, view.host, view.now)
 
 

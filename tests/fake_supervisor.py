@@ -42,6 +42,7 @@ from arcsup.model import (
     Why,
     WhyLink,
 )
+from arcsup.plan.mode import NORMAL, Mode
 from arcsup.plan.survey import TypeVerdict
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
@@ -185,11 +186,11 @@ class FakeSupervisor:
         self.log.append(make_event(f"{verb} {name}", name, verb))
         await trio.lowlevel.checkpoint()
 
-    async def start(self, name: str) -> None:
-        await self._act("start", name, State.RUNNING)
+    async def start(self, name: str, mode: Mode = NORMAL) -> None:
+        await self._act(" ".join(["start", *mode.words]), name, State.RUNNING)
 
-    async def submit(self, file: Path, source: str) -> VmName:
-        self.calls.append(("submit", str(file), source))
+    async def submit(self, file: Path, source: str, mode: Mode = NORMAL) -> VmName:
+        self.calls.append((" ".join(["submit", *mode.words]), str(file), source))
         if "faulty" in source:
             raise SpecError(f"{file}:1:1: faulty: unknown key, expected one of name, memory")
         self.add(make_status(file.stem))

@@ -10,7 +10,6 @@ from arcsup.errors import (
     ArcsupError,
     NotPermitted,
     Refused,
-    SpecError,
     Terminal,
     TimedOut,
     Transient,
@@ -108,7 +107,6 @@ def test_start_that_ends_in_failure_is_1_with_the_reason(cli: Cli) -> None:
         (ArcsupError("no"), 1),
         (Terminal("no"), 1),
         (Transient("no"), 1),
-        (SpecError("no"), 1),
         (NotPermitted("no"), 5),
         (Refused("no"), 6),
         (TimedOut("no"), 124),
@@ -168,6 +166,16 @@ def test_start_takes_a_file(cli: Cli, tmp_path: Path) -> None:
 
     assert (result.code, result.out) == (0, "try: running\n")
     assert ("submit", str(file), "memory: 1GiB\n") in cli.supervisor.calls
+
+
+def test_start_hands_the_switches_on(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "try.yaml").write_text("memory: 1GiB\n")
+
+    cli("start", "web-2", "--disable-gpu", "--safe-mode")
+    cli("start", str(tmp_path / "try.yaml"), "--preinstall")
+
+    verbs = [call[0] for call in cli.supervisor.calls]
+    assert verbs == ["start safe-mode disable-gpu", "submit preinstall"]
 
 
 def test_a_faulty_file_is_1_with_its_faults_as_lines(cli: Cli, tmp_path: Path) -> None:

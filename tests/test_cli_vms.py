@@ -44,6 +44,14 @@ def test_list_is_an_aligned_table(cli: Cli) -> None:
     )
 
 
+def test_a_run_in_a_mode_shows_it(cli: Cli) -> None:
+    cli.supervisor.add(make_status("new", mode=("preinstall", "disable-gpu")))
+
+    assert cli("list", "new").out.endswith("mode: preinstall, disable-gpu\n")
+    assert "Mode: preinstall, disable-gpu; for this run" in cli("status", "new").out
+    assert cli("list", "new", "--json").json[0]["mode"] == ["preinstall", "disable-gpu"]
+
+
 def test_wide_adds_columns(cli: Cli) -> None:
     headers, *rows = cli("list", "-o", "wide", "db").out.splitlines()
 

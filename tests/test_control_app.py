@@ -208,8 +208,34 @@ def test_a_fault_of_the_daemon_is_logged_and_answered_in_one_line(
 def test_a_file_is_submitted(asker: Asker, supervisor: FakeSupervisor) -> None:
     body = json.dumps({"file": "/tmp/try.yaml", "source": "memory: 1GiB"}).encode()
 
-    assert asker.ask("POST", "/v1/vms", body) == (201, {"name": "try"})
+    status, answer = asker.ask("POST", "/v1/vms", body)
+
+    assert (status, answer["name"]) == (201, "try")
     assert supervisor.calls == [("submit", "/tmp/try.yaml", "memory: 1GiB")]
+
+
+@pytest.mark.parametrize(
+    ("body", "call"),
+    [
+        (b"", "start"),
+        (b'{"disableGpu": true}', "start disable-gpu"),
+        (b'{"safeMode": true, "disableGpu": false}', "start safe-mode"),
+        (b'{"preinstall": true, "safeMode": true}', "start preinstall"),
+    ],
+)
+def test_a_start_may_be_in_a_mode(
+    body: bytes, call: str, asker: Asker, supervisor: FakeSupervisor
+) -> None:
+    assert asker.ask("POST", "/v1/vms/web/start", body)[0] == 202
+    assert supervisor.calls == [(call, "web")]
+
+
+def test_a_mode_that_is_none_is_refused(asker: Asker, supervisor: FakeSupervisor) -> None:
+    status, code, message = asker.fail("POST", "/v1/vms/web/start", b'{"safeMode": "yes"}')
+
+    assert (status, code) == (400, "usage")
+    assert message == "'safeMode' must be true or false, not str"
+    assert supervisor.calls == []
 
 
 def test_the_rest_answers_what_the_supervisor_says(asker: Asker) -> None:

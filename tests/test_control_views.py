@@ -30,6 +30,7 @@ def test_list_shows_the_keys_of_the_contract() -> None:
         "gpus": [],
         "file": "/etc/arcsup/vms/web.yaml",
         "pending": False,
+        "mode": [],
     }
 
 

@@ -121,7 +121,7 @@ def test_a_file_that_never_was_a_vm_is_listed_with_its_fault() -> None:
 def test_the_slices_that_a_vm_has_are_shown_with_what_was_asked_for() -> None:
     owned = OwnedSlice(Backend.SRIOV, 0, "0000:41:00.4", "0000:41:00.0", "0000:41:00.4", None, "/x")
     vm = managed(slices=(evolve(owned, vram_mib=MiB(64)),))
-    vm.vm = evolve(vm.vm, gpus=(GpuRequest(GpuKind.VF),))
+    vm.asked = evolve(vm.asked, gpus=(GpuRequest(GpuKind.VF),))
 
     [gpu] = show_vm(vm, view(vm), PLACES).gpus
 
@@ -164,8 +164,8 @@ def test_the_chain_of_a_failed_vm_leads_to_its_end_and_to_what_can_be_done() -> 
 def test_the_chain_follows_after_to_the_vm_that_holds_up_the_others() -> None:
     database = VmName("database")
     web, other = managed(), managed(failure=Failure("no disk", "d"))
-    web.vm = evolve(web.vm, after=(database,))
-    other.vm = evolve(other.vm, name=database)
+    web.asked = evolve(web.asked, after=(database,))
+    other.asked = evolve(other.asked, name=database)
     world = View(
         {NAME: Wanted(web.vm), database: Wanted(other.vm, failure="no disk")},
         {NAME: Seen(), database: Seen()},

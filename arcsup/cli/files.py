@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, TypedDict, Unpack
 
 import click
 
+from arcsup.cli.modes import as_mode, mode_options
 from arcsup.cli.operate import is_file, read_vm_file
 from arcsup.cli.output import output_options, print_data, print_json
 from arcsup.cli.places import PlaceOptions, find_places, place_options
@@ -150,13 +151,24 @@ def _format(finding: Finding) -> str:
     show_default=True,
     help="Ready to paste, one argument per line, or an array.",
 )
+@mode_options
 @place_options
 @click.pass_obj
-def qemu(session: Session, what: str, output: str, **options: Unpack[PlaceOptions]) -> int:
+def qemu(
+    session: Session,
+    what: str,
+    output: str,
+    preinstall: bool,
+    safe_mode: bool,
+    disable_gpu: bool,
+    **options: Unpack[PlaceOptions],
+) -> int:
     """Print the exact QEMU command line of a VM.
 
     Nothing is made or started, and no daemon is needed. For a shell, what QEMU needs beside it
     comes first: its folders and helper programs.
+
+    The switches are those of `arcsup start`: the command line is that of such a run.
 
     Exits with 3, and says why, when a device that the VM needs is not there.
 
@@ -171,8 +183,9 @@ def qemu(session: Session, what: str, output: str, **options: Unpack[PlaceOption
     places, _ = find_places(session.run, **options)
     file = Path(what).absolute() if is_file(what) else _find_file(session, places, what)
     text = read_vm_file(file)
+    mode = as_mode({"preinstall": preinstall, "safe_mode": safe_mode, "disable_gpu": disable_gpu})
     try:
-        preview = preview_command(text, file, places)
+        preview = preview_command(text, file, places, mode)
     except (Transient, Terminal) as error:
         tell_error(error.message, error.hint)
         return ExitCode.NOT_AS_DESIRED

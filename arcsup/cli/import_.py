@@ -43,7 +43,7 @@ def import_(file: Path, output: str, form: str | None, force: bool) -> int:
     if output == "-":
         sys.stdout.write(imported.text)
     else:
-        _write(Path(output), imported.text, force=force)
+        write_whole(Path(output), imported.text, force=force)
         if Path(output).suffix != ".yaml":
             print(f"{output}: the VM directory has files named NAME.yaml only", file=sys.stderr)
     for note in imported.notes:
@@ -51,7 +51,7 @@ def import_(file: Path, output: str, form: str | None, force: bool) -> int:
     return ExitCode.OK
 
 
-def _write(out: Path, text: str, *, force: bool) -> None:
+def write_whole(out: Path, text: str, *, force: bool) -> None:
     """Write a file whole or not at all; the daemon may be reading its folder.
 
     Raises Refused when the file is there and ``force`` is not given.

@@ -23,7 +23,7 @@ VERBS: dict[str, dict[str, str]] = {
         "logs": "arcsup.cli.logs:logs",
     },
     "Act": {
-        "start": "arcsup.cli.operate:start",
+        "start": "arcsup.cli.start:start",
         "stop": "arcsup.cli.operate:stop",
         "kill": "arcsup.cli.operate:kill",
         "restart": "arcsup.cli.operate:restart",

@@ -1,4 +1,4 @@
-"""Verbs that change what a VM does: start, stop, kill, restart, reset, pause, resume, clear, wait.
+"""Verbs that change what a VM does: stop, kill, restart, reset, pause, resume, clear, wait.
 
 They differ in one word on the socket and in their help; factories make them.
 """
@@ -15,7 +15,6 @@ from arcsup.cli.output import plain
 from arcsup.cli.session import (
     Session,
     collect,
-    complete_vm_names,
     do_for_each,
     names_argument,
     take_duration,
@@ -45,14 +44,16 @@ NOTICE_AFTER = 3.0
 """Seconds of waiting after which one is told what for."""
 
 
-def _run(session: Session, names: Sequence[str], act: Callable[[str], StatusJson]) -> int:
-    """Do ``act`` for every VM, write each VM's state, and return the worst exit code."""
-    matched = session.match(names)
-    notice = threading.Timer(NOTICE_AFTER, _tell_what_for, [session, set(matched)])
+def operate(session: Session, targets: Sequence[str], act: Callable[[str], StatusJson]) -> int:
+    """Do ``act`` for every VM, write each VM's state, and return the worst exit code.
+
+    A target is a VM's name, or the absolute path of its file.
+    """
+    notice = threading.Timer(NOTICE_AFTER, _tell_what_for, [session, set(targets)])
     notice.daemon = True
     notice.start()
     try:
-        outcomes = do_for_each(matched, act)
+        outcomes = do_for_each(targets, act)
     finally:
         notice.cancel()
     for vm in collect(outcomes):
@@ -60,7 +61,7 @@ def _run(session: Session, names: Sequence[str], act: Callable[[str], StatusJson
     return worst(tell_failures(outcomes))
 
 
-def _tell_what_for(session: Session, names: set[str]) -> None:
+def _tell_what_for(session: Session, targets: set[str]) -> None:
     """Write the reason of every VM that has one to stderr, for those who wait."""
     try:
         vms = session.list_vms()
@@ -68,7 +69,7 @@ def _tell_what_for(session: Session, names: set[str]) -> None:
         # Whoever waits for the daemon's answer is about to hear the same.
         return
     for vm in vms:
-        if vm["name"] in names and vm["reason"]:
+        if {vm["name"], vm["file"]} & targets and vm["reason"]:
             print(plain(f"{vm['name']} is {vm['state']}: {vm['reason']}"), file=sys.stderr)
 
 
@@ -88,7 +89,7 @@ def _make_settling(verb: str, text: str) -> click.Command:
     @click.pass_obj
     def command(session: Session, names: tuple[str, ...], no_wait: bool, timeout: float) -> int:
         wait = None if no_wait else timeout
-        return _run(session, names, partial(_post, session, verb, wait))
+        return operate(session, session.match(names), partial(_post, session, verb, wait))
 
     return command
 
@@ -100,7 +101,7 @@ def _make_immediate(verb: str, text: str) -> click.Command:
     @names_argument
     @click.pass_obj
     def command(session: Session, names: tuple[str, ...]) -> int:
-        return _run(session, names, partial(_post, session, verb, None))
+        return operate(session, session.match(names), partial(_post, session, verb, None))
 
     return command
 
@@ -174,29 +175,6 @@ clear = _make_immediate(
 )
 
 
-@click.command()
-@click.argument(
-    "names", nargs=-1, required=True, metavar="NAME|FILE...", shell_complete=complete_vm_names
-)
-@no_wait_option
-@timeout_option
-@click.pass_obj
-def start(session: Session, names: tuple[str, ...], no_wait: bool, timeout: float) -> int:
-    """Start VMs and wait until they run.
-
-    A FILE (with a slash, or ending in .yaml or .yml) is a VM file that is not in the VM
-    directory; its VM runs until it is stopped.
-
-    \b
-    Example:
-      arcsup start web
-      arcsup start ./try.yaml --no-wait
-    """
-    wait = None if no_wait else timeout
-    submitted = [_submit(session, Path(name)) if is_file(name) else name for name in names]
-    return _run(session, submitted, partial(_post, session, "start", wait))
-
-
 def is_file(text: str) -> bool:
     """Tell whether ``text`` means a VM file rather than a VM's name."""
     return "/" in text or text.endswith((".yaml", ".yml"))
@@ -219,11 +197,6 @@ def read_vm_file(file: Path) -> str:
         return content.decode()
     except UnicodeDecodeError:
         raise UsageError(f"{file}: not UTF-8 text, so no VM file") from None
-
-
-def _submit(session: Session, file: Path) -> str:
-    body = {"file": str(file.absolute()), "source": read_vm_file(file)}
-    return str(session.client.post("/v1/vms", body)["name"])
 
 
 STATES = (

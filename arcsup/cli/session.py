@@ -12,7 +12,7 @@ from click.shell_completion import CompletionItem
 
 from arcsup.control.client import Client, find_socket
 from arcsup.control.shapes import VmJson
-from arcsup.errors import ArcsupError, ExitCode, NoSuchObject
+from arcsup.errors import ArcsupError, ExitCode, NoSuchObject, SpecError
 
 T = TypeVar("T")
 """What is gathered for each VM."""
@@ -148,7 +148,11 @@ def tell_failures(outcomes: Sequence[Outcome[T]]) -> list[int]:
     """Tell what did not go well, on stderr, and return the exit codes."""
     errors = [outcome.error for outcome in outcomes if outcome.error is not None]
     for error in errors:
-        tell_error(error.message, error.hint)
+        if isinstance(error, SpecError):
+            # FILE:LINE:COL at the beginning of a line is what editors jump to.
+            print(error.message, file=sys.stderr)
+        else:
+            tell_error(error.message, error.hint)
     return [error.exit_code for error in errors]
 
 

@@ -33,6 +33,8 @@ def _describe(vm: StatusJson, *, wide: bool) -> list[tuple[str, str]]:
     """Return labels and texts; an empty label goes on with the one above."""
     lines = [("Reason", vm["reason"])] if vm["reason"] else []
     lines.append(("File", vm["file"]))
+    if vm["mode"]:
+        lines.append(("Mode", f"{', '.join(vm['mode'])}; for this run, until it was stopped"))
     if vm["pendingKeys"]:
         keys = ", ".join(vm["pendingKeys"])
         lines.append(("Pending", f"{keys}; arcsup restart {vm['name']} applies it"))

@@ -83,9 +83,15 @@ def tabulate(vms: Sequence[VmJson], *, wide: bool) -> tuple[list[str], list[list
         ]
         if wide:
             row += ["yes" if vm["pending"] else "no", vm["file"]]
-        pending = "its file has changed: restart applies it" if vm["pending"] else "-"
-        rows.append([*row, vm["reason"] or pending])
+        pending = "its file has changed: restart applies it" if vm["pending"] else ""
+        notes = [vm["reason"] or pending, describe_mode(vm)]
+        rows.append([*row, "; ".join(note for note in notes if note) or "-"])
     return headers, rows
+
+
+def describe_mode(vm: VmJson) -> str:
+    """Return how a VM's run differs from what its file asks for, "" where it does not."""
+    return f"mode: {', '.join(vm['mode'])}" if vm["mode"] else ""
 
 
 def describe_gpu(gpu: SliceJson) -> str:

@@ -14,6 +14,7 @@ from starlette.routing import Route
 from arcsup import __version__
 from arcsup.control.gpu_routes import GpuControl
 from arcsup.control.metrics import CONTENT_TYPE
+from arcsup.control.modes import take_mode
 from arcsup.control.openapi import Operation, describe_api
 from arcsup.control.requests import (
     answer_errors,
@@ -30,10 +31,10 @@ from arcsup.control.shapes import (
     QmpJson,
     QmpReturnJson,
     ReportJson,
+    StartJson,
     StatusJson,
     StepJson,
     SubmitJson,
-    SubmittedJson,
     VmJson,
     WhyJson,
 )
@@ -66,13 +67,21 @@ class Control:
         return JSONResponse([view_vm(status) for status in self._supervisor.statuses()])
 
     async def submit(self, request: Request) -> Response:
-        """Run a VM from a file that is not in the VM directory."""
+        """Run the VM of a file; ``?wait=`` waits until it does."""
+        seconds = take_seconds(request, "wait")
         body = await read_body(request)
         file = Path(take_text(body, "file"))
         if not file.is_absolute():
             raise UsageError(f"'file' must be an absolute path, got {str(file)!r}")
-        name = await self._supervisor.submit(file, take_text(body, "source"))
-        return JSONResponse(SubmittedJson(name=name), status_code=201)
+        mode = take_mode(body)
+        name = await self._supervisor.submit(file, take_text(body, "source"), mode)
+        return await self._answer_command(request, name, "start", seconds, created=True)
+
+    async def start(self, request: Request) -> Response:
+        """Want a VM to run; ``?wait=`` waits until it does."""
+        name, seconds = _name(request), take_seconds(request, "wait")
+        await self._supervisor.start(name, take_mode(await read_body(request)))
+        return await self._answer_command(request, name, "start", seconds)
 
     async def show_status(self, request: Request) -> Response:
         """Answer one VM."""
@@ -105,14 +114,27 @@ class Control:
             name = _name(request)
             seconds = take_seconds(request, "wait") if settles else None
             await act(name)
-            if seconds is None:
-                return JSONResponse(view_status(self._supervisor.status(name)), status_code=202)
-            status = await while_wanted(
-                request, self._closing, lambda: self._supervisor.settle(name, verb, seconds)
-            )
-            return JSONResponse(view_status(status))
+            return await self._answer_command(request, name, verb, seconds)
 
         return handle
+
+    async def _answer_command(
+        self,
+        request: Request,
+        name: str,
+        verb: str,
+        seconds: float | None,
+        *,
+        created: bool = False,
+    ) -> Response:
+        """Answer a VM after ``verb``: at once, or when it has had its effect."""
+        if seconds is None:
+            status = self._supervisor.status(name)
+            return JSONResponse(view_status(status), status_code=201 if created else 202)
+        status = await while_wanted(
+            request, self._closing, lambda: self._supervisor.settle(name, verb, seconds)
+        )
+        return JSONResponse(view_status(status), status_code=201 if created else 200)
 
     async def run_qmp(self, request: Request) -> Response:
         """Run one QMP command on the daemon's monitor."""
@@ -170,7 +192,15 @@ class Control:
         vm = "/v1/vms/{name}"
         return [
             Operation("GET", "/v1/vms", "All VMs", self.list_vms, list[VmJson]),
-            Operation("POST", "/v1/vms", "Run a file", self.submit, SubmittedJson, SubmitJson),
+            Operation(
+                "POST",
+                "/v1/vms",
+                "Run the VM of a file",
+                self.submit,
+                StatusJson,
+                SubmitJson,
+                query=_WAIT_QUERY,
+            ),
             Operation("GET", vm, "One VM", self.show_status, StatusJson),
             Operation("GET", f"{vm}/why", "Why it is not as desired", self.show_why, WhyJson),
             Operation(
@@ -187,6 +217,15 @@ class Control:
                 self.wait,
                 StatusJson,
                 query={"for": "a state, or gone", "timeout": "seconds; 60 without it"},
+            ),
+            Operation(
+                "POST",
+                f"{vm}/start",
+                "Want it to run",
+                self.start,
+                StatusJson,
+                StartJson,
+                query=_WAIT_QUERY,
             ),
             *self._command_operations(),
             Operation("POST", f"{vm}/qmp", "QMP command", self.run_qmp, QmpReturnJson, QmpJson),
@@ -212,7 +251,6 @@ class Control:
     def _command_operations(self) -> list[Operation]:
         supervisor = self._supervisor
         settling = {
-            "start": (supervisor.start, "Want it to run"),
             "stop": (supervisor.stop, "Ask the guest to power down, then insist; stays stopped"),
             "kill": (supervisor.kill, "Pull the plug; stays stopped"),
             "restart": (supervisor.restart, "Stop, then start with the file as it is now"),

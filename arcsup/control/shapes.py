@@ -45,7 +45,7 @@ class EventJson(TypedDict):
 
 
 class VmJson(TypedDict):
-    """One VM as ``list`` shows it."""
+    """One VM as ``list`` shows it; ``mode`` are the switches it was started with."""
 
     name: str
     state: str
@@ -56,6 +56,7 @@ class VmJson(TypedDict):
     gpus: list[SliceJson]
     file: str
     pending: bool
+    mode: list[str]
 
 
 class StatusJson(VmJson):
@@ -127,17 +128,27 @@ class ErrorJson(TypedDict):
     error: ErrorBodyJson
 
 
-class SubmitJson(TypedDict):
-    """Asks for a VM from a file that is not in the VM directory: its path and its text."""
+class StartJson(TypedDict, total=False):
+    """How one run is to differ from what the file asks for; all false: as the file says."""
+
+    preinstall: bool
+    safeMode: bool
+    disableGpu: bool
+
+
+class InstallJson(TypedDict):
+    """What to install from: the images in the drives, the installer's first; the disk's size."""
+
+    media: list[str]
+    sizeMiB: int
+
+
+class SubmitJson(StartJson):
+    """Asks for a VM from a file: its path and its text. ``install`` makes its disk first."""
 
     file: str
     source: str
-
-
-class SubmittedJson(TypedDict):
-    """The name of the VM that a submitted file made."""
-
-    name: str
+    install: NotRequired[InstallJson]
 
 
 class QmpJson(TypedDict, total=False):

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from arcsup.devices import Inventory
 from arcsup.model import Event, State, Step, VmName, VmStatus, Why
+from arcsup.plan.mode import Mode
 from arcsup.plan.survey import TypeVerdict
 
 
@@ -82,12 +83,12 @@ class Supervisor(Protocol):
         """Return the daemon's own state: control.shapes.ReportJson."""
         ...
 
-    async def start(self, name: str) -> None:
-        """Want the VM to run; leaves ``stopped`` and ``failed``."""
+    async def start(self, name: str, mode: Mode, /) -> None:
+        """Want the VM to run, in ``mode``; leaves ``stopped`` and ``failed``."""
         ...
 
-    async def submit(self, file: Path, source: str) -> VmName:
-        """Run a VM whose file is not in the VM directory, until it is stopped. SpecError."""
+    async def submit(self, file: Path, source: str, mode: Mode, /) -> VmName:
+        """Run the VM of a file: until it is stopped, if the VM directory has it not. SpecError."""
         ...
 
     async def stop(self, name: str) -> None:

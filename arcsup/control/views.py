@@ -64,6 +64,7 @@ def view_vm(status: VmStatus) -> VmJson:
         "gpus": [_view_slice(gpu) for gpu in status.gpus],
         "file": status.file,
         "pending": bool(status.pending),
+        "mode": list(status.mode),
     }
 
 

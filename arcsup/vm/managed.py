@@ -19,6 +19,7 @@ from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.model import Condition, LastExit, Vm, VmName
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Evidence, Phase, Step, advance
+from arcsup.plan.mode import NORMAL, in_mode
 from arcsup.spec.native import vm_to_native
 from arcsup.vm.process import Process
 from arcsup.vm.qmp import Qmp
@@ -82,7 +83,8 @@ class ManagedVm:
     """One VM under supervision."""
 
     record: Record
-    vm: Vm
+    asked: Vm
+    """What its file asks for: the last version without faults."""
     faults: tuple[str, ...] = ()
     phase: Phase = Phase.DOWN
     phase_since: float = field(factory=time.monotonic)
@@ -118,9 +120,15 @@ class ManagedVm:
     """What ``list`` says beside the phase, while the process is up."""
 
     @property
+    def vm(self) -> Vm:
+        """What is to run: what its file asks for, in the mode that the operator asked for."""
+        mode = self.record.mode
+        return self.asked if mode == NORMAL else in_mode(self.asked, mode)
+
+    @property
     def name(self) -> VmName:
         """Its name."""
-        return self.vm.name
+        return self.asked.name
 
     @property
     def file(self) -> Path:

@@ -8,6 +8,7 @@ from attrs import frozen
 from arcsup.host.identity import machine_id
 from arcsup.model import Argv, Vm
 from arcsup.places import Places
+from arcsup.plan.mode import NORMAL, Mode, in_mode
 from arcsup.spec.native import load_vm
 from arcsup.vm.commandline import build_command_line
 from arcsup.vm.disks import creation_command, resolve_image
@@ -30,13 +31,13 @@ class Preview:
     sockets: tuple[Path, ...]
 
 
-def preview_command(text: str, file: Path, places: Places) -> Preview:
-    """Return what would be run, sockets by path where the daemon would pass descriptors.
+def preview_command(text: str, file: Path, places: Places, mode: Mode = NORMAL) -> Preview:
+    """Return what would be run in ``mode``, sockets by path where the daemon passes descriptors.
 
     Starts nothing and makes nothing but the cache of what this QEMU can do. Raises SpecError for
     a faulty file, Terminal for what this host does not have.
     """
-    vm = load_vm(text, file, str(machine_id(places.state)))
+    vm = in_mode(load_vm(text, file, str(machine_id(places.state))), mode)
     needs = trio.run(find_needs, vm, places, Listener)
     sockets = needs.resources.sockets
     return Preview(

@@ -20,6 +20,7 @@ from cattrs.preconf.json import make_converter
 from arcsup.errors import NotPermitted, Terminal
 from arcsup.host.owned import OwnedSlice
 from arcsup.model import Argv, LastExit, VmName
+from arcsup.plan.mode import NORMAL, Mode
 from arcsup.plan.plan import Intent
 from arcsup.plan.restart import Budget
 from arcsup.vm.process import ProcessId
@@ -80,12 +81,17 @@ class Record:
 
     ``intent_boot`` and ``halted_boot`` limit what ends with the host's uptime: a start of a VM
     without autostart, and a guest's power-off. Budget times are on ``budget_boot``'s clock.
-    ``since`` is when it came up or went down last.
+    ``since`` is when it came up or went down last. ``transient`` is a VM whose file is not in the
+    VM directory: it is forgotten once it was stopped, and ``lasting`` ones (made by `create`) when
+    the operator stops them or the host restarts. ``mode`` is that of the run that the operator
+    asked for; it is set back once that is over.
     """
 
     name: VmName
     source: Source
     transient: bool = False
+    lasting: bool = False
+    mode: Mode = NORMAL
     intent: Intent = Intent.NONE
     intent_boot: str = ""
     halted: str = ""
@@ -101,6 +107,9 @@ class Record:
     since: datetime | None = None
     format: int = field(default=FORMAT)
 
+
+FRESH: dict[str, Any] = {"failure": None, "halted": "", "budget": Budget(), "retry_at": None}
+"""What a person's start takes back: every earlier reason to stay down."""
 
 _converter = make_converter(forbid_extra_keys=True)
 
@@ -162,7 +171,9 @@ class RecordStore:
     async def remove(self, name: VmName) -> None:
         """Forget a VM durably."""
         await self._in_turn(name, partial(_unlink, self._path(name)))
-        self._locks.pop(name, None)
+        # Somebody who already waits for it writes next, and nobody may write beside.
+        if not self._locks[name].locked():
+            del self._locks[name]
 
     async def _in_turn(self, name: VmName, write: "partial[None]") -> None:
         async with self._locks.setdefault(name, trio.Lock()):

@@ -19,6 +19,7 @@ from arcsup.errors import ArcsupError, Terminal, Transient
 from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
 from arcsup.model import ExitClass, LastExit
 from arcsup.plan.lifecycle import Evidence, Phase, Step, classify_exit
+from arcsup.plan.mode import NORMAL
 from arcsup.plan.plan import Intent
 from arcsup.plan.restart import (
     AwaitDevice,
@@ -349,7 +350,8 @@ def _consequences(
     if intent is Intent.RESTART:
         return {"intent": Intent.RUN, "intent_boot": workshop.boot_id, "retry_at": None}
     if vm.order is not None and not vm.order.start_failed and not vm.order.device_lost:
-        return {"retry_at": None}
+        over = intent in (Intent.STOP, Intent.KILL)
+        return {"retry_at": None, "mode": NORMAL if over else vm.record.mode}
     if exit_class is ExitClass.START_FAILED and terminal:
         return _consequences_of(vm, workshop, GiveUp(detail or "QEMU did not start"))
     now = time.monotonic()
@@ -380,6 +382,7 @@ def _consequences_of(vm: ManagedVm, workshop: Workshop, outcome: Outcome) -> dic
                 "halted": because,
                 "halted_boot": workshop.boot_id,
                 "intent": Intent.NONE,
+                "mode": NORMAL,
                 "retry_at": None,
             }
         case GiveUp(because):
