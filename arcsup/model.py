@@ -405,6 +405,21 @@ class SliceInUse:
 
 
 @frozen
+class Viewing:
+    """How a running VM can be looked at.
+
+    SPICE and VNC listen on ``socket``, or on ``address`` and ``port``; ``frames`` are what a
+    Looking Glass client reads, one path for each monitor.
+    """
+
+    display: DisplayType
+    socket: str = ""
+    address: str = ""
+    port: int | None = None
+    frames: tuple[str, ...] = ()
+
+
+@frozen
 class VmStatus:
     """Everything that ``list`` and ``status`` show of a VM.
 
@@ -430,6 +445,7 @@ class VmStatus:
     adopted: bool
     last_exit: LastExit | None
     next_try: datetime | None
+    viewing: Viewing | None = None
     conditions: tuple[Condition, ...] = ()
     events: tuple[Event, ...] = ()
     mode: tuple[str, ...] = ()

@@ -3,10 +3,11 @@
 from datetime import UTC, datetime, timedelta
 
 from arcsup.fleet import BadFile, View
-from arcsup.model import GpuKind, LastExit, PciAddress, SliceInUse, State, VmStatus
+from arcsup.model import GpuKind, LastExit, PciAddress, SliceInUse, State, Viewing, VmStatus
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import Seen, Verdict, judge, needs_restart, show_state
+from arcsup.vm.displays import DISPLAY_SOCKET, find_viewing
 from arcsup.vm.managed import ManagedVm
 from arcsup.vm.slices import requests_by_slot
 
@@ -39,6 +40,7 @@ def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
         adopted=vm.adopted,
         last_exit=vm.record.last_exit,
         next_try=_to_datetime(it.retry_at, view.now) if state is State.BACKOFF else None,
+        viewing=_show_viewing(vm, places),
         conditions=tuple(vm.conditions.values()),
         mode=vm.record.mode.words,
     )
@@ -66,6 +68,13 @@ def show_bad_file(bad: BadFile) -> VmStatus:
         last_exit=None,
         next_try=None,
     )
+
+
+def _show_viewing(vm: ManagedVm, places: Places) -> Viewing | None:
+    if vm.process is None or vm.running is None or vm.record.launch is None:
+        return None
+    socket = places.run_of(vm.name) / DISPLAY_SOCKET
+    return find_viewing(vm.running.display, socket, vm.record.launch.frames)
 
 
 def _show_slices(vm: ManagedVm) -> tuple[SliceInUse, ...]:

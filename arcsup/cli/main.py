@@ -37,6 +37,7 @@ VERBS: dict[str, dict[str, str]] = {
         "console": "arcsup.cli.console:console",
         "qmp": "arcsup.cli.monitor:qmp",
         "screenshot": "arcsup.cli.monitor:screenshot",
+        "view": "arcsup.cli.view:view",
     },
     "Images": {
         "image": "arcsup.cli.image:image",

@@ -44,6 +44,16 @@ class EventJson(TypedDict):
     data: dict[str, Any]
 
 
+class ViewingJson(TypedDict):
+    """How a running VM can be looked at: a display on a socket or a port, and shared frames."""
+
+    display: str
+    socket: str
+    address: str
+    port: int | None
+    frames: list[str]
+
+
 class VmJson(TypedDict):
     """One VM as ``list`` shows it; ``mode`` are the switches it was started with."""
 
@@ -71,6 +81,7 @@ class StatusJson(VmJson):
     adopted: bool
     lastExit: LastExitJson | None
     nextTry: str | None
+    viewing: ViewingJson | None
     pendingKeys: list[str]
     conditions: list[ConditionJson]
     events: list[EventJson]

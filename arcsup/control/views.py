@@ -9,6 +9,7 @@ from arcsup.control.shapes import (
     SliceJson,
     StatusJson,
     StepJson,
+    ViewingJson,
     VmJson,
     WhyJson,
     WhyLinkJson,
@@ -20,6 +21,7 @@ from arcsup.model import (
     SliceInUse,
     State,
     Step,
+    Viewing,
     VmStatus,
     Why,
     WhyLink,
@@ -81,6 +83,7 @@ def view_status(status: VmStatus) -> StatusJson:
         "adopted": status.adopted,
         "lastExit": None if status.last_exit is None else _view_last_exit(status.last_exit),
         "nextTry": _view_time_or_null(status.next_try),
+        "viewing": None if status.viewing is None else _view_viewing(status.viewing),
         "pendingKeys": list(status.pending),
         "conditions": [_view_condition(condition) for condition in status.conditions],
         "events": [view_event(event) for event in status.events[-EVENTS_SHOWN:]],
@@ -120,6 +123,16 @@ def _view_slice(gpu: SliceInUse) -> SliceJson:
         "id": gpu.id,
         "parent": gpu.parent,
         "vramMiB": gpu.vram_mib,
+    }
+
+
+def _view_viewing(viewing: Viewing) -> ViewingJson:
+    return {
+        "display": viewing.display.value,
+        "socket": viewing.socket,
+        "address": viewing.address,
+        "port": viewing.port,
+        "frames": list(viewing.frames),
     }
 
 

@@ -15,6 +15,7 @@ from arcsup.model import (
     DisplayType,
     GpuKind,
     UsbByProduct,
+    Viewing,
     Vm,
 )
 from arcsup.vm.capabilities import Capabilities
@@ -22,6 +23,12 @@ from arcsup.vm.options import Slot, escape, pci_place
 
 FIRST_PORT = 5900
 """Where VNC's display 0 listens (RFC 6143, section 8), and SPICE by custom."""
+
+DISPLAY_SOCKET = "display.sock"
+"""Where SPICE or VNC listens in a VM's runtime folder, unless the file gives a place."""
+
+_ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
+"""Where a client of this host finds who listens on every address."""
 
 FIRST_USB_HOST_PORT = 5
 USB_PORTS = 15
@@ -53,8 +60,7 @@ def display_args(
         _require_display(capabilities, "gtk", "install qemu-system-gui")
         return ("-display", "gtk,gl=on" if gl else "gtk")
     node = f",rendernode={escape(_need_render_node(render_node))}" if gl else ""
-    local = display.listen is None and display.port is None
-    if display.type is DisplayType.SPICE and gl and local:
+    if display.type is DisplayType.SPICE and gl and is_local(display):
         # The picture goes to a local client as a dma-buf, which only a unix socket can carry.
         return ("-display", "none", *_spice(capabilities, display, socket, f",gl=on{node}"))
     headless = gl or display.type is DisplayType.EGL_HEADLESS
@@ -89,7 +95,7 @@ def _spice(capabilities: Capabilities, display: Display, socket: Path, more: str
             f"this QEMU ({capabilities.version_text}) has no SPICE",
             hint="install qemu-system-modules-spice, or choose display: vnc",
         )
-    if display.listen is None and display.port is None:
+    if is_local(display):
         place = f"unix=on,addr={escape(socket)}"
     else:
         place = f"addr={_address(display)},port={display.port or FIRST_PORT}"
@@ -97,7 +103,7 @@ def _spice(capabilities: Capabilities, display: Display, socket: Path, more: str
 
 
 def _vnc_place(display: Display, socket: Path) -> str:
-    if display.listen is None and display.port is None:
+    if is_local(display):
         return f"unix:{escape(socket)}"
     port = display.port or FIRST_PORT
     if port < FIRST_PORT:
@@ -118,6 +124,22 @@ def _address(display: Display) -> str:
         raise Terminal(
             f"display.listen: {address} is no IP address", hint="write an address, 127.0.0.1 say"
         ) from None
+
+
+def find_viewing(display: Display, socket: Path, frames: tuple[str, ...]) -> Viewing:
+    """Return where a client of this host finds the picture of a VM that runs."""
+    if display.type not in {DisplayType.SPICE, DisplayType.VNC}:
+        return Viewing(display.type, frames=frames)
+    if is_local(display):
+        return Viewing(display.type, str(socket), frames=frames)
+    address = _address(display)
+    port = display.port or FIRST_PORT
+    return Viewing(display.type, address=_ANYWHERE.get(address, address), port=port, frames=frames)
+
+
+def is_local(display: Display) -> bool:
+    """Whether a display listens on its own unix socket, where the file gives no place."""
+    return display.listen is None and display.port is None
 
 
 def graphics_args(vm: Vm, capabilities: Capabilities) -> Argv:

@@ -15,7 +15,7 @@ from arcsup.vm.accel import find_accel
 from arcsup.vm.capabilities import find_qemu, probe_capabilities
 from arcsup.vm.commandline import Resources, SliceDevice, Sockets
 from arcsup.vm.disks import check_files, create_missing_disks, find_medium
-from arcsup.vm.displays import find_render_node, wants_gl
+from arcsup.vm.displays import DISPLAY_SOCKET, find_render_node, wants_gl
 from arcsup.vm.firmware import create_vars, find_firmware, vars_file
 from arcsup.vm.networks import check_networks
 from arcsup.vm.pinning import choose_numa_node
@@ -117,7 +117,7 @@ def _open_sockets(
         monitor=open_socket(run / "monitor.sock"),
         console=open_socket(run / "console.sock"),
         agent=open_socket(run / "agent.sock"),
-        display=run / "display.sock",
+        display=run / DISPLAY_SOCKET,
         tpm=open_socket(run / "tpm.sock") if vm.tpm else None,
         shares=tuple(
             open_socket(run / f"share{index}.sock")

@@ -11,6 +11,7 @@ from pathlib import Path
 from attrs import frozen
 
 from arcsup.errors import Terminal
+from arcsup.vm.displays import DISPLAY_SOCKET
 
 
 @frozen
@@ -57,7 +58,7 @@ def give_display(folder: Path, viewer: Viewer | None) -> None:
     QEMU binds that socket itself, so it is there once QEMU answers. The viewer may pass through
     the VM's runtime folder but not look into it; its other sockets stay QEMU's.
     """
-    socket = folder / "display.sock"
+    socket = folder / DISPLAY_SOCKET
     if viewer is None or not socket.is_socket():
         return
     os.chown(folder, -1, viewer.gid)

@@ -1,8 +1,12 @@
-"""What a guest shows is seen on the host: shared memory, VNC, SPICE, screenshots."""
+"""What a guest shows is seen on the host: shared memory, VNC, SPICE, screenshots, viewers."""
 
 import os
+import shutil
+import signal
 import struct
-from collections.abc import AsyncIterator
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -14,12 +18,22 @@ from arcsup.vm.commandline import Resources, build_command_line
 from arcsup.vm.shared_memory import create_shared_memory, remove_shared_memory
 from arcsup.vm.sockets import listen_unix
 from tests.guest import READY, Console, open_console
+from tests.pictures import Picture, fetch_vnc_frame, read_png, read_ppm
+from tests.qemu.daemon import TINY, Daemon, running_daemon
 from tests.qemu.test_commandline import find_everything, running
 from tests.qemu.test_guest_hardware import make_linux
-
-pytestmark = pytest.mark.guest
+from tests.qemu.test_life import linux
 
 PATTERN = 0x51A7C0DE
+
+RED = (0xA8, 0, 0)
+"""Colour 4 of a VGA text screen."""
+
+
+@pytest.fixture
+def daemon(short_dir: Path) -> Iterator[Daemon]:
+    with running_daemon(short_dir) as daemon:
+        yield daemon
 
 
 @asynccontextmanager
@@ -38,6 +52,7 @@ async def booted(vm: Vm, folder: Path) -> AsyncIterator[tuple[Console, Resources
             yield console, host
 
 
+@pytest.mark.guest
 async def test_what_the_guest_writes_into_its_shared_memory_is_read_on_the_host(
     short_dir: Path,
 ) -> None:
@@ -62,3 +77,109 @@ async def test_what_the_guest_writes_into_its_shared_memory_is_read_on_the_host(
                 assert struct.unpack("<I", stream.read(4))[0] == PATTERN + number
                 stream.seek(-4, os.SEEK_END)
                 assert struct.unpack("<I", stream.read(4))[0] == PATTERN - number
+
+
+async def start_red_guest(daemon: Daemon, name: str, more: str) -> None:
+    """Start a guest whose screen is red."""
+    daemon.drop(name, linux(more=more))
+    console = daemon.wait_for(name, "running")["consoleSocket"]
+    async with open_console(Path(console)) as serial:
+        await serial.send("\n")
+        await serial.wait_for("# ")
+        # The text buffer of the VGA card (0xb8000): blanks on colour 4. The kernel was entered
+        # without the loader that would tell it of this screen, so it has no console there.
+        await serial.run("yes ' @' | tr -d '\\n' | head -c 4096 | dd of=/dev/mem bs=4096 seek=184")
+
+
+def take_screenshot(daemon: Daemon, name: str) -> Picture:
+    file = daemon.top / f"{name}.png"
+    done = daemon.arcsup("screenshot", name, str(file))
+    assert done.returncode == 0, done.stderr
+    return read_png(file.read_bytes())
+
+
+@pytest.mark.guest
+async def test_a_frame_of_the_guest_is_seen_through_vnc_and_in_a_screenshot(
+    daemon: Daemon,
+) -> None:
+    await start_red_guest(daemon, "one", "display: vnc\n")
+    frame = fetch_vnc_frame(Path(daemon.status("one")["viewing"]["socket"]))
+    screenshot = take_screenshot(daemon, "one")
+
+    assert frame.share_of(*RED) > 0.9
+    assert (screenshot.width, screenshot.height) == (frame.width, frame.height)
+    assert screenshot.share_of(*RED) > 0.9
+
+
+@pytest.mark.guest
+@pytest.mark.skipif(shutil.which("spicy-screenshot") is None, reason="needs spice-client-gtk")
+async def test_a_frame_of_the_guest_is_seen_by_a_spice_client(
+    daemon: Daemon, short_dir: Path
+) -> None:
+    await start_red_guest(daemon, "one", "display: spice\n")
+    socket = daemon.status("one")["viewing"]["socket"]
+    file = short_dir / "spice.ppm"
+    subprocess.run(
+        ["spicy-screenshot", f"--uri=spice+unix://{socket}", f"--out-file={file}"],
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+
+    assert read_ppm(file).share_of(*RED) > 0.9
+    assert take_screenshot(daemon, "one").share_of(*RED) > 0.9
+
+
+def start_view(daemon: Daemon, name: str, **environment: str) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "arcsup", "--run", str(daemon.run), "view", name],
+        env={**os.environ, **environment},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+    )
+
+
+def install_client(folder: Path) -> Path:
+    """Put a client on a PATH of its own that stays until it is told to end, and return the PATH."""
+    programs = folder / "bin"
+    programs.mkdir()
+    client = programs / "remote-viewer"
+    client.write_text(
+        f"#!/bin/sh\necho $$ >{folder}/pid && mv {folder}/pid {folder}/client\n"
+        f"exec tail -f {folder}/daemon.log\n"
+    )
+    client.chmod(0o755)
+    return programs
+
+
+def test_the_client_ends_with_the_vm_and_outlives_the_daemon(
+    daemon: Daemon, short_dir: Path
+) -> None:
+    daemon.drop("one", TINY + "display: spice\n")
+    daemon.wait_for("one", "running")
+    path = f"{install_client(short_dir)}:{os.environ['PATH']}"
+    with start_view(daemon, "one", PATH=path) as view:
+        daemon.until((short_dir / "client").exists, "the client runs")
+        daemon.kill()
+        daemon.start()
+        daemon.wait_for("one", "running")
+        assert view.poll() is None
+        daemon.call("kill", "one")
+
+        assert view.wait(60) == 0
+    pid = int((short_dir / "client").read_text())
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_the_client_ends_with_the_view(daemon: Daemon, short_dir: Path) -> None:
+    daemon.drop("one", TINY + "display: spice\n")
+    daemon.wait_for("one", "running")
+    path = f"{install_client(short_dir)}:{os.environ['PATH']}"
+    with start_view(daemon, "one", PATH=path) as view:
+        daemon.until((short_dir / "client").exists, "the client runs")
+        view.send_signal(signal.SIGTERM)
+
+        assert view.wait(60) == 128 + signal.SIGTERM
+    pid = int((short_dir / "client").read_text())
+    assert not Path(f"/proc/{pid}").exists()
+    assert daemon.state_of("one") == "running"
