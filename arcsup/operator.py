@@ -23,7 +23,7 @@ from arcsup.errors import ArcsupError, Refused, TimedOut
 from arcsup.explain import explain
 from arcsup.fleet import Fleet, View
 from arcsup.gpu_operator import GpuOperator
-from arcsup.model import Event, State, Step, VmName, VmStatus, Why
+from arcsup.model import Event, ExitClass, State, Step, Vm, VmName, VmStatus, Why
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.mode import NORMAL, Mode
 from arcsup.plan.plan import Intent
@@ -135,7 +135,7 @@ class Operator:
         Raises Refused when it is up already in another mode.
         """
         vm = self.fleet.find(name)
-        check_mode(mode, self.fleet.workshop.places)
+        self._check_mode(mode, vm.asked, vm.file)
         words = "".join(f" --{word}" for word in mode.words)
         if vm.phase is Phase.STOPPING or (vm.order is not None and vm.phase is not Phase.DOWN):
             # It comes back once it is down: that is what restart means.
@@ -159,11 +159,18 @@ class Operator:
             await self._await_reading(file, source, vm.name)
             await self.start(vm.name, mode)
             return vm.name
-        check_mode(mode, workshop.places)
+        self._check_mode(mode, vm, file)
         name = await take_up(self.fleet, file, source, vm, mode)
         self.reconciler.dirty.mark("operator")
         workshop.changed()
         return name
+
+    def _check_mode(self, mode: Mode, vm: Vm, file: Path) -> None:
+        known = self.fleet.vms.get(vm.name)
+        if known is not None and known.phase not in (Phase.DOWN, Phase.STOPPING):
+            return  # It stays as it is, or is refused for that.
+        again = known is not None and known.record.mode == mode and _never_came_up(known)
+        check_mode(mode, vm, file, self.fleet.workshop.places, again=again)
 
     async def _await_reading(self, file: Path, source: str, name: VmName) -> None:
         """Wait until a file of the VM directory, as just sent, is what its VM goes by."""
@@ -321,3 +328,9 @@ class Operator:
 def _mode_until_down(vm: ManagedVm) -> Mode:
     """A QEMU ends in the mode that it runs in; nothing of a mode outlasts it."""
     return NORMAL if vm.phase is Phase.DOWN else vm.record.mode
+
+
+def _never_came_up(vm: ManagedVm) -> bool:
+    """Tell whether the last QEMU ended before its guest ran."""
+    last = vm.record.last_exit
+    return last is not None and last.exit_class is ExitClass.START_FAILED

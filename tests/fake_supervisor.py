@@ -124,6 +124,8 @@ class FakeSupervisor:
     vms: dict[str, VmStatus] = field(factory=dict)
     calls: list[tuple[str, ...]] = field(factory=list)
     failures: dict[str, Exception] = field(factory=dict)
+    modes: list[Mode] = field(factory=list)
+    """Those of the files that were submitted."""
     planned: list[Step] = field(factory=list)
     log: EventLog = field(factory=lambda: EventLog(capacity=50))
     places: dict[str, str] = field(factory=dict)
@@ -191,6 +193,7 @@ class FakeSupervisor:
 
     async def submit(self, file: Path, source: str, mode: Mode = NORMAL) -> VmName:
         self.calls.append((" ".join(["submit", *mode.words]), str(file), source))
+        self.modes.append(mode)
         if "faulty" in source:
             raise SpecError(f"{file}:1:1: faulty: unknown key, expected one of name, memory")
         self.add(make_status(file.stem))

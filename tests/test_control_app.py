@@ -230,6 +230,31 @@ def test_a_start_may_be_in_a_mode(
     assert supervisor.calls == [(call, "web")]
 
 
+@pytest.mark.parametrize(
+    ("install", "said"),
+    [
+        ([], "'install' must be a JSON object"),
+        ({}, "'install.media' must be a list"),
+        ({"media": [], "sizeMiB": 1}, "'install.media' must be a list"),
+        ({"media": ["x.iso"], "sizeMiB": 1}, "must be absolute paths, got 'x.iso'"),
+        ({"media": [1], "sizeMiB": 1}, "must be absolute paths, got '1'"),
+        ({"media": ["/x.iso"]}, "'install.sizeMiB' must be 1 to"),
+        ({"media": ["/x.iso"], "sizeMiB": True}, "'install.sizeMiB' must be 1 to"),
+        ({"media": ["/x.iso"], "sizeMiB": 0}, "'install.sizeMiB' must be 1 to"),
+    ],
+)
+def test_an_installation_that_makes_no_sense_is_refused(
+    install: object, said: str, asker: Asker, supervisor: FakeSupervisor
+) -> None:
+    body = {"file": "/tmp/try.yaml", "source": "memory: 1GiB", "install": install}
+
+    status, code, message = asker.fail("POST", "/v1/vms", json.dumps(body).encode())
+
+    assert (status, code) == (400, "usage")
+    assert said in message
+    assert supervisor.calls == []
+
+
 def test_a_mode_that_is_none_is_refused(asker: Asker, supervisor: FakeSupervisor) -> None:
     status, code, message = asker.fail("POST", "/v1/vms/web/start", b'{"safeMode": "yes"}')
 

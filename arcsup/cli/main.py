@@ -23,6 +23,7 @@ VERBS: dict[str, dict[str, str]] = {
         "logs": "arcsup.cli.logs:logs",
     },
     "Act": {
+        "create": "arcsup.cli.create:create",
         "start": "arcsup.cli.start:start",
         "stop": "arcsup.cli.operate:stop",
         "kill": "arcsup.cli.operate:kill",

@@ -1,0 +1,98 @@
+"""The verb create: a VM's disk, and the installer that fills it."""
+
+from pathlib import Path
+
+import click
+
+from arcsup.cli.operate import no_wait_option, operate, read_vm_file, timeout_option
+from arcsup.cli.screen import find_screen
+from arcsup.cli.session import Session
+from arcsup.cli.start import wait_query
+from arcsup.control.shapes import StatusJson
+from arcsup.errors import ExitCode, NoSuchObject, NotPermitted, UsageError
+
+
+def take_size(_ctx: click.Context, _param: click.Parameter, value: str) -> int:
+    """Return a disk's size in MiB: a bare number is GiB, as arcd has it; or 512MiB, 64GiB, 1TiB."""
+    from arcsup.spec.units import parse_size
+
+    text = value.strip()
+    try:
+        return int(parse_size(f"{text}GiB" if text.isascii() and text.isdigit() else text))
+    except ValueError:
+        raise click.BadParameter(
+            f"expected a number of GiB such as 64, or a size such as 1TiB, got {value[:40]!r}"
+        ) from None
+
+
+def take_image(_ctx: click.Context, _param: click.Parameter, value: Path | None) -> Path | None:
+    """Return the absolute path of an image that can be read. Raises NoSuchObject, NotPermitted."""
+    if value is None:
+        return None
+    try:
+        with value.open("rb") as stream:
+            stream.read(1)
+    except FileNotFoundError:
+        raise NoSuchObject(f"there is no image {value}") from None
+    except PermissionError:
+        raise NotPermitted(f"{value}: you may not read it") from None
+    except OSError as error:
+        raise UsageError(f"{value}: {error.strerror}") from None
+    return value.absolute()
+
+
+@click.command()
+@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("iso", type=click.Path(path_type=Path), metavar="ISO", callback=take_image)
+@click.argument("size", metavar="SIZE_GB", callback=take_size)
+@click.option(
+    "--drivers",
+    type=click.Path(path_type=Path),
+    metavar="ISO",
+    callback=take_image,
+    help="A further ISO in a drive, such as virtio-win.iso.",
+)
+@no_wait_option
+@timeout_option
+@click.pass_obj
+def create(
+    session: Session,
+    file: Path,
+    iso: Path,
+    size: int,
+    drivers: Path | None,
+    no_wait: bool,
+    timeout: float,
+) -> int:
+    """Make a VM's disk and start its installer.
+
+    The first disk of FILE, a VM file of arcsup or LibVF.IO, is made with SIZE_GB GiB; one that is
+    there already is never overwritten. ISO is booted with a plain screen on VNC, without GPU,
+    shared memory or SPICE, and how to see it is printed.
+
+    When the installer powers off the VM is stopped, and stays listed until it is started from its
+    file or the host restarts. `arcsup start FILE --preinstall` comes next: GPU and guest tools.
+
+    \b
+    Example:
+      arcsup create windows.yaml windows-11.iso 64
+      arcsup create ./windows.yaml windows-11.iso 64 --drivers virtio-win.iso
+    """
+    wait = None if no_wait else timeout
+    media = [str(image) for image in (iso, drivers) if image is not None]
+    body = {
+        "file": str(file.absolute()),
+        "source": read_vm_file(file),
+        "install": {"media": media, "sizeMiB": size},
+    }
+    screens: list[str] = []
+
+    def act(_file: str) -> StatusJson:
+        vm: StatusJson = session.client.post("/v1/vms", body, wait_query(wait), patience=wait or 0)
+        screens.append(find_screen(vm["argv"]))
+        return vm
+
+    code = operate(session, [str(file.absolute())], act)
+    if code == ExitCode.OK and screens[0]:
+        print(f"its screen is {screens[0]}")
+    return code

@@ -1,0 +1,68 @@
+"""The verb create, up to what it asks of the daemon and what it tells of the answer."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from arcsup.cli.screen import find_screen
+from tests.cli_runner import Cli
+from tests.fake_supervisor import FakeSupervisor, make_status, serve_in_thread
+
+
+@pytest.fixture
+def cli(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cli]:
+    monkeypatch.chdir(tmp_path)
+    for name in ("installer.iso", "drivers.iso"):
+        (tmp_path / name).write_bytes(b"\0")
+    (tmp_path / "guest.yaml").write_text("disks: [{path: guest.qcow2}]\n")
+    supervisor = FakeSupervisor()
+    supervisor.add(make_status("guest"))
+    with serve_in_thread(supervisor, tmp_path):
+        yield Cli(supervisor, tmp_path, capsys)
+
+
+@pytest.mark.parametrize(("size", "mib"), [("64", 65536), ("512MiB", 512), ("1TiB", 1 << 20)])
+def test_the_daemon_is_asked_for_the_disk_and_the_media(size: str, mib: int, cli: Cli) -> None:
+    result = cli("create", "guest.yaml", "installer.iso", size, "--drivers", "drivers.iso")
+
+    assert (result.code, result.out) == (0, "guest: running\n")
+    [mode] = cli.supervisor.modes
+    here = cli.run_dir
+    assert mode.media == (f"{here}/installer.iso", f"{here}/drivers.iso")
+    assert mode.disk_mib == mib
+    assert cli.supervisor.calls[0][0] == "submit create"
+
+
+def test_without_a_daemon_it_is_69(
+    tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = Cli(cli.supervisor, tmp_path / "nowhere", capsys)
+
+    assert alone("create", "guest.yaml", "installer.iso", "1").code == 69
+
+
+def test_a_file_that_is_not_there_is_4(cli: Cli) -> None:
+    result = cli("create", "nope.yaml", "installer.iso", "1")
+
+    assert (result.code, result.err) == (4, "arcsup: there is no file nope.yaml\n")
+
+
+@pytest.mark.parametrize(
+    ("argv", "screen"),
+    [
+        (
+            ["-vnc", "unix:/run/arcsup/a,,b/display.sock"],
+            "VNC: vncviewer /run/arcsup/a,b/display.sock",
+        ),
+        (["-vnc", "127.0.0.1:30"], "VNC: vncviewer 127.0.0.1::5930"),
+        (["-vnc", "[::1]:0"], "VNC: vncviewer [::1]::5900"),
+        (["-display", "gtk,gl=on"], "a window on the screen of the daemon's session"),
+        (["-display", "none"], ""),
+        ([], ""),
+    ],
+)
+def test_a_screen_is_found_in_the_command_line(argv: Sequence[str], screen: str) -> None:
+    assert find_screen(["qemu-system-x86_64", *argv, "-m", "64M"]) == screen
