@@ -1,4 +1,4 @@
-"""Which slices the VMs get: the host's GPUs as last seen, the assignment, and what has failed.
+"""Which slices the VMs get: the host's devices as last seen, the assignment, and what has failed.
 
 Choosing is pure (plan/choose.py) and done for all VMs together before any device is touched. What
 was chosen is written into a VM's record before it is made, and stays with the VM while it is
@@ -12,7 +12,13 @@ from attrs import define, evolve, field
 from arcsup.devices import Backend, Inventory, Slice
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.look import DeviceLook
-from arcsup.model import GpuKind, Vm, VmName
+from arcsup.model import GpuKind, NetworkType, Vm, VmName
+from arcsup.network_allocation import (
+    NetworkOutcomes,
+    allocate_networks,
+    as_slice_choices,
+    version_of,
+)
 from arcsup.plan.assignment import (
     Assignment,
     Choice,
@@ -39,8 +45,9 @@ def policy_of(config: Config) -> Policy:
 
 
 def wants_devices(vm: Vm) -> bool:
-    """Tell whether a VM asks for anything that only a GPU of the host can give."""
-    return any(request.kind is not GpuKind.VIRTIO for request in vm.gpus)
+    """Tell whether a VM asks for anything that only a device of the host can give."""
+    has_network = any(network.type is NetworkType.VF for network in vm.networks)
+    return has_network or any(request.kind is not GpuKind.VIRTIO for request in vm.gpus)
 
 
 @define(eq=False)
@@ -51,7 +58,15 @@ class Allocation:
     policy: Policy
     inventory: Inventory | None = None
     assignment: Assignment = field(factory=Assignment)
+    networks: NetworkOutcomes = field(factory=dict)
+    busy: Mapping[str, str] = field(factory=dict)
+    """Why nothing of a card can be given now, by card."""
+    uniform: frozenset[str] = frozenset()
+    """Cards that could not be put in mixed-size mode."""
     strikes: dict[str, int] = field(factory=dict)
+
+    def __attrs_post_init__(self) -> None:
+        self.look.also = self.named
 
     async def observe(self) -> None:
         """Look at the host's GPUs."""
@@ -59,9 +74,21 @@ class Allocation:
 
     def assign(self, vms: Iterable[ManagedVm], up: frozenset[VmName]) -> None:
         """Choose slices for all VMs that are ``up`` or should be; the result is ``assignment``."""
-        if self.inventory is not None:
-            problem = self._pose(tuple(vms), up, self.inventory)
+        if self.inventory is None:
+            return
+        vms, in_vain = tuple(vms), frozenset[VmName]()
+        while True:
+            # A VM that gets no network keeps no GPU from the others, and the other way round.
+            problem = self._pose(vms, up - in_vain, self.inventory)
+            _, inventory, policy, _ = problem
             self.assignment = assign(*problem)
+            asking = [vm for vm in vms if vm.name in up]
+            self.networks = allocate_networks(asking, self.assignment, inventory, policy)
+            refused = {place[0] for place, it in self.networks.items() if isinstance(it, str)}
+            refused -= {vm.name for vm in asking if vm.phase is not Phase.DOWN}
+            if refused <= in_vain:
+                return
+            in_vain |= refused
 
     def plan_on(
         self, inventory: Inventory, vms: Iterable[ManagedVm], up: frozenset[VmName]
@@ -94,16 +121,27 @@ class Allocation:
     ) -> tuple[list[VmRequests], Inventory, Policy, Mapping[Place, Held]]:
         """Return what choosing takes. Whose a slice is, the journal says, not the last look."""
         vms = tuple(vms)
-        asking = [vm for vm in vms if vm.name in up and wants_devices(_version(vm))]
+        asking = [vm for vm in vms if vm.name in up and wants_devices(version_of(vm))]
         owners = {owned.id: vm.name for vm in vms for owned in vm.record.slices}
         held = {place: one for vm in asking for place, one in _held(vm).items()}
-        policy = evolve(self.policy, quarantined=self.quarantined())
+        policy = evolve(
+            self.policy, quarantined=self.quarantined(), busy=self.busy, uniform=self.uniform
+        )
         return [requests_of(vm) for vm in asking], with_owners(inventory, owners), policy, held
 
     def forget_assignment(self) -> bool:
         """Drop what was chosen and refused; tell whether there was anything."""
-        before, self.assignment = self.assignment, Assignment()
-        return before != self.assignment
+        before, self.assignment = (self.assignment, self.networks), Assignment()
+        self.networks = {}
+        return before != (self.assignment, self.networks)
+
+    def named(self) -> frozenset[str]:
+        """Return what the configuration names, PCI addresses among it."""
+        return frozenset(entry.match for entry in self.policy.cards)
+
+    def changes_cards(self) -> bool:
+        """Tell whether the configuration wants cards to be other than they come."""
+        return any(entry.vfs is not None or entry.mixed_sizes for entry in self.policy.cards)
 
     def quarantined(self) -> frozenset[str]:
         """Return what has failed too often, by slice id or PARENT/TYPE."""
@@ -112,15 +150,22 @@ class Allocation:
     def awaited_by(self, name: VmName) -> str:
         """Return what a VM lacks, in words; "" when it can have all that it must have."""
         obstacles = self.assignment.obstacles_of(name)
-        return "; ".join(f"gpus[{slot}]: {refusal}" for slot, refusal in obstacles.items())
+        lacks = [f"gpus[{slot}]: {refusal}" for slot, refusal in obstacles.items()]
+        lacks += [
+            f"networks[{place[1]}]: {why}"
+            for place, why in self.networks.items()
+            if place[0] == name and isinstance(why, str)
+        ]
+        return "; ".join(lacks)
 
     def choices_for(self, name: VmName) -> tuple[SliceChoice, ...]:
         """Return the slices that a VM gets, as the back ends take them."""
         choices = self.assignment.choices_of(name).items()
-        return tuple(_as_slice_choice(slot, choice) for slot, choice in choices)
+        gpus = [_as_slice_choice(slot, choice) for slot, choice in choices]
+        return (*gpus, *as_slice_choices(name, self.networks))
 
     def numa_node_of(self, name: VmName) -> int | None:
-        """Return the NUMA node of a VM's first slice, None where nothing tells."""
+        """Return the NUMA node of a VM's first GPU, None where nothing tells."""
         choices = self.assignment.choices_of(name).values()
         return next((it.numa_node for it in choices if it.numa_node is not None), None)
 
@@ -157,14 +202,9 @@ def _as_slice_choice(slot: int, choice: Choice) -> SliceChoice:
     )
 
 
-def _version(vm: ManagedVm) -> Vm:
-    """A VM that runs keeps what it runs with, whatever its file says by now."""
-    return vm.running if vm.running is not None else vm.vm
-
-
 def requests_of(vm: ManagedVm) -> VmRequests:
     """Return what a VM asks for; one that runs, what it runs with."""
-    version = _version(vm)
+    version = version_of(vm)
     node = version.numa if isinstance(version.numa, int) else None
     return VmRequests(vm.name, version.uuid, version.gpus, node)
 
@@ -180,6 +220,7 @@ def _held(vm: ManagedVm) -> dict[Place, Held]:
             in_use=vm.phase is not Phase.DOWN,
         )
         for owned in vm.record.slices
+        if owned.mac is None
     }
 
 

@@ -43,6 +43,7 @@ from arcsup.reconcile import Reconciler
 from arcsup.show import in_words
 from arcsup.shutdown import ask_for_time, host_goes_down
 from arcsup.spec.config import Config
+from arcsup.virtual_functions import VfJournal, VfKeeper
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.record import RecordStore
 from arcsup.vm.viewer import Viewer, find_viewer
@@ -75,7 +76,14 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
     fleet.load_records()
     allocation.look.owners = fleet.slice_owners
     async with trio.open_nursery() as vms, trio.open_nursery() as nursery:
-        reconciler = Reconciler(fleet, dirty, metrics, vms, config.resync)
+        keeper = VfKeeper(
+            places.sysfs,
+            VfJournal.load(places.state / "vfs.json", workshop.boot_id),
+            partial(workshop.tell, None),
+            partial(dirty.mark, "devices"),
+            vms,
+        )
+        reconciler = Reconciler(fleet, dirty, metrics, vms, config.resync, keeper)
         operator = Operator(fleet, reconciler, event_log, metrics)
         reconciler.adopt_all()
         # From here on everything that changes marks; nothing is decided before the files are read.
@@ -130,6 +138,9 @@ def _open_workshop(
     def became_ready(vm: ManagedVm, seconds: float) -> None:
         metrics.observe_time_to_running(seconds)
         allocation.note_success(vm.record.slices)
+        if vm.record.slices:
+            # NVIDIA's vendor interface tells of no vGPU that was made.
+            dirty.mark("devices")
 
     return Workshop(
         places=places,

@@ -140,6 +140,32 @@ class Card:
 
 
 @frozen
+class NetworkVf:
+    """A virtual function of a network card. ``vm`` is whose it is by our journal.
+
+    ``obstacle`` says in a sentence why it can be handed to nobody, whoever asks ("": it can).
+    """
+
+    address: str
+    group: int | None
+    vm: VmName | None = None
+    obstacle: str = ""
+
+
+@frozen
+class NetworkCard:
+    """A network card that can have virtual functions: for ``networks``, never for ``gpus``."""
+
+    address: str
+    vendor: str = ""
+    device: str = ""
+    driver: str | None = None
+    numa_node: int | None = None
+    vfs_total: int = 0
+    vfs: tuple[NetworkVf, ...] = ()
+
+
+@frozen
 class NumaNodeSeen:
     """One NUMA node of an inventory: what ``plan --inventory`` needs of it."""
 
@@ -161,3 +187,4 @@ class Inventory:
     iommu: bool = False
     numa: tuple[NumaNodeSeen, ...] = ()
     faults: tuple[str, ...] = field(default=())
+    network_cards: tuple[NetworkCard, ...] = ()

@@ -21,11 +21,13 @@ PATIENCE = 5.0
 class DeviceLook:
     """Looks at one device tree; ``owners`` tells by slice id which VM of ours has it.
 
-    ``last`` is the last look that came to its end.
+    ``also`` tells the PCI functions to look at that are no GPUs by their class. ``last`` is the
+    last look that came to its end.
     """
 
     sysfs: Path
     owners: Callable[[], Mapping[str, VmName]] = dict
+    also: Callable[[], frozenset[str]] = frozenset
     last: Inventory = field(factory=Inventory)
     _ids: PciIds = field(factory=PciIds)
     _sizes: TypeSizes = field(factory=dict)
@@ -36,12 +38,12 @@ class DeviceLook:
         """Return what is there now; when the kernel does not answer, what was, with a fault."""
         with trio.move_on_after(PATIENCE):
             self.last = await trio.to_thread.run_sync(
-                self._observe, self.owners(), abandon_on_cancel=True, limiter=self._one
+                self._observe, self.owners(), self.also(), abandon_on_cancel=True, limiter=self._one
             )
             return self.last
         stuck = f"{self.sysfs}: no answer for {PATIENCE:g} s; this is how it was before"
         return evolve(self.last, faults=(*self.last.faults, stuck))
 
-    def _observe(self, owners: Mapping[str, VmName]) -> Inventory:
-        around = look_around(self.sysfs, owners=owners, ids=self._ids, sizes=self._sizes)
+    def _observe(self, owners: Mapping[str, VmName], also: frozenset[str]) -> Inventory:
+        around = look_around(self.sysfs, owners=owners, ids=self._ids, sizes=self._sizes, also=also)
         return observe_inventory(Sysfs(self.sysfs), around)

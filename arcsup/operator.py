@@ -112,7 +112,7 @@ class Operator:
                 "config": str(places.config),
             },
             "system": places.system,
-            "findings": list(self.fleet.findings()),
+            "findings": [*self.fleet.findings(), *self.reconciler.keeper.findings()],
         }
 
     def events(self, since: int, vm: str | None) -> Sequence[tuple[int, Event]]:

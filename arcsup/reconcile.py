@@ -25,6 +25,7 @@ from arcsup.plan.plan import (
     plan,
 )
 from arcsup.spec.config import load_config
+from arcsup.virtual_functions import VfKeeper
 from arcsup.vm.logfiles import rotate_logs
 from arcsup.vm.managed import ManagedVm, StopOrder
 from arcsup.vm.media import change_media
@@ -56,6 +57,7 @@ class Reconciler:
     metrics: Metrics
     nursery: trio.Nursery
     resync: float
+    keeper: VfKeeper
     ending: bool = False
     """The daemon is about to end: nothing is started any more."""
     files_read: trio.Event = field(factory=trio.Event)
@@ -107,6 +109,7 @@ class Reconciler:
         self.resync = config.resync
         self.fleet.start_slots = config.start_limit or default_start_slots()
         self.fleet.allocation.policy = policy_of(config)
+        self.keeper.retry()
         self.fleet.believe_directory()
         self.dirty.mark("operator")
 
@@ -125,14 +128,28 @@ class Reconciler:
         """Choose slices for all VMs that are or should be up, and look again."""
         view, allocation = self.fleet.look(), self.fleet.allocation
         vms = self.fleet.vms.values()
-        if not any(wants_devices(vm.vm) or vm.record.slices for vm in vms):
+        asked = any(wants_devices(vm.vm) or vm.record.slices for vm in vms)
+        if not asked and not allocation.changes_cards():
             # Whoever lacked a device, and asks for none any more, must not go on waiting for it.
             return self.fleet.look() if allocation.forget_assignment() else view
         if allocation.inventory is None or not reasons or reasons & _OF_DEVICES:
             await allocation.observe()
+        if allocation.inventory is not None:
+            self.keeper.tend(allocation.inventory, allocation.policy.cards, self._users())
+            allocation.busy = dict(self.keeper.busy)
+            allocation.uniform = frozenset(self.keeper.uniform)
         self._stop_those_that_lost_a_device()
         allocation.assign(vms, view.up)
         return self.fleet.look()
+
+    def _users(self) -> dict[str, str]:
+        """Return which VM has something of a card, or is about to, by card."""
+        users: dict[str, str] = {}
+        for vm in self.fleet.vms.values():
+            chosen = vm.choices if vm.phase is not Phase.DOWN else ()
+            cards = {owned.card for owned in vm.record.slices} | {it.card for it in chosen}
+            users |= dict.fromkeys(cards, f"VM {vm.name}")
+        return users
 
     def _stop_those_that_lost_a_device(self) -> None:
         for vm in self.fleet.vms.values():

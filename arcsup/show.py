@@ -88,6 +88,7 @@ def _show_slices(vm: ManagedVm) -> tuple[SliceInUse, ...]:
             owned.vram_mib,
         )
         for owned in vm.record.slices
+        if owned.mac is None
     )
 
 

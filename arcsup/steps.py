@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from arcsup.devices import Backend
 from arcsup.fleet import Fleet, View
 from arcsup.model import Step, VmName
+from arcsup.network_allocation import as_slice_choices
 from arcsup.plan.assignment import Choice, Refusal
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import (
@@ -52,6 +53,10 @@ def _takes(fleet: Fleet, name: VmName) -> Iterator[Step]:
             yield Step(
                 "make" if makes else "bind", _describe(outcome), f"{what}: {outcome.because}"
             )
+    had = {owned.id for owned in fleet.vms[name].record.slices}
+    for choice in as_slice_choices(name, fleet.allocation.networks):
+        if choice.id not in had:
+            yield Step("bind", choice.id, f"{choice.asked_by} of {name}")
 
 
 def _describe(choice: Choice) -> str:

@@ -4,11 +4,6 @@ import pytest
 
 from arcsup.cli.main import run
 from arcsup.spec.native import load_vm
-from tests.every_device import every_device
-
-__all__ = ["every_device"]
-
-pytestmark = pytest.mark.usefixtures("every_device")
 
 DATA = Path(__file__).parent / "data" / "import"
 

@@ -256,13 +256,39 @@ def test_functions_that_vfio_has_are_slices(tree: Tree) -> None:
 
 
 def test_other_functions_are_looked_at_when_asked_for(tree: Tree) -> None:
-    pf = tree.populate_pci(
-        CARD, pci_class="0x020000", driver="igb", group=1, files={"sriov_totalvfs": "7\n"}
-    )
-    tree.populate_vfs(pf, VFS, pci_class="0x020000", first_group=5)
+    pf = tree.populate_pci(CARD, pci_class="0x0b4000", group=1, files={"sriov_totalvfs": "7\n"})
+    tree.populate_vfs(pf, VFS, pci_class="0x0b4000", first_group=5)
     assert look(tree).cards == ()
     card = card_of(look(tree, evolve(nameless(), also=frozenset({CARD}))))
     assert (card.backends, len(card.vfs)) == ((Backend.SRIOV,), 3)
+
+
+def test_a_network_card_is_no_gpu_even_when_it_is_named(tree: Tree) -> None:
+    pf = tree.populate_pci(
+        CARD, pci_class="0x020000", driver="igb", group=1, files={"sriov_totalvfs": "7\n"}
+    )
+    free, up, bound, ours = tree.populate_vfs(
+        pf, [f"0000:41:10.{n}" for n in (0, 2, 4, 6)], pci_class="0x020000", first_group=5
+    )
+    tree.bind(free, "igbvf")
+    tree.write(f"{up}/net/enp1/operstate", "up\n")
+    tree.bind(bound, "vfio-pci")
+    tree.bind(ours, "vfio-pci")
+    tree.populate_pci("0000:42:00.0", pci_class="0x020000")
+    mine = VmName("web")
+    around = evolve(nameless(), also=frozenset({CARD}), owners={Path(ours).name: mine})
+
+    found = look(tree, around)
+
+    assert found.cards == ()
+    (card,) = found.network_cards
+    assert (card.address, card.driver, card.vfs_total) == (CARD, "igb", 7)
+    assert [(vf.group, vf.vm, vf.obstacle) for vf in card.vfs] == [
+        (5, None, ""),
+        (6, None, "it is the host's network interface enp1"),
+        (7, None, "bound to vfio-pci, and not by arcsup"),
+        (8, mine, ""),
+    ]
 
 
 # --- whether it can be handed out ---------------------------------------------------------------

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 import pytest
-import trio
 
 from arcsup.errors import ArcsupError, Refused, Terminal, Transient
 from arcsup.host import sriov
-from arcsup.host.sriov import VfQuota, enable_vfs, find_vfs, set_vf_mac
+from arcsup.host.sriov import VfQuota, enable_vfs, find_vfs
 from arcsup.host.sysfs import Sysfs
 from tests.trees import L40S, Tree
 
@@ -156,41 +155,3 @@ async def test_vfs_are_left_while_the_hosts_network_is_on_one(tree: Tree) -> Non
     with pytest.raises(Refused, match=f"{VFS[1]} is the host's network interface enp1"):
         await enable_vfs(CARD, 4, Sysfs(tree.root))
     assert (tree.root / card / "sriov_numvfs").read_text() == "2\n"
-
-
-@pytest.fixture
-def network_vfs(tree: Tree) -> Tree:
-    pf = tree.populate_pci(CARD, pci_class="0x020000", driver="igb")
-    tree.populate_vfs(pf, VFS, pci_class="0x020000")
-    tree.write(f"{pf}/net/enp65s0/address", "52:54:00:00:00:01\n")
-    return tree
-
-
-@pytest.mark.parametrize("key", ["mac", "address"])
-async def test_a_network_vfs_address_is_set_and_seen(
-    network_vfs: Tree, tmp_path: Path, key: str
-) -> None:
-    seen = f'[{{"vfinfo_list":[{{"vf":0}},{{"vf":1,"{key}":"52:54:00:aa:bb:cc"}}]}}]'
-    ip = script(tmp_path / "ip", f"echo \"$@\" >>{tmp_path}/said\n[ $1 = link ] || echo '{seen}'")
-    await set_vf_mac(Sysfs(network_vfs.root), VFS[1], "52:54:00:AA:BB:CC", ip=str(ip))
-    said = (tmp_path / "said").read_text().splitlines()
-    assert said == [
-        "link set dev enp65s0 vf 1 mac 52:54:00:AA:BB:CC",
-        "-json link show dev enp65s0",
-    ]
-
-
-async def test_an_address_that_the_driver_refuses_is_said(
-    network_vfs: Tree, tmp_path: Path
-) -> None:
-    refusal = "RTNETLINK answers: Operation not permitted"
-    ip = script(tmp_path / "ip", f"[ $1 = link ] && echo {refusal}; exit 2")
-    with pytest.raises(Transient, match="MAC address unknown") as caught:
-        await set_vf_mac(Sysfs(network_vfs.root), VFS[0], "52:54:00:aa:bb:cc", ip=str(ip))
-    assert caught.value.hint == f"ip said: {refusal}"
-
-
-async def test_only_a_vf_of_a_network_interface_gets_an_address(tree: Tree) -> None:
-    tree.populate_vfs(add_card(tree), VFS)
-    with trio.fail_after(30), pytest.raises(Transient, match="no virtual function of a network"):
-        await set_vf_mac(Sysfs(tree.root), VFS[0], "52:54:00:aa:bb:cc")

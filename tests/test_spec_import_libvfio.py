@@ -9,12 +9,7 @@ from arcsup.errors import SpecError
 from arcsup.spec.comments import find_comments
 from arcsup.spec.imported import Form, import_vm
 from arcsup.spec.native import load_vm
-from tests.every_device import every_device
 from tests.mutated import mutations
-
-__all__ = ["every_device"]
-
-pytestmark = pytest.mark.usefixtures("every_device")
 
 DATA = Path(__file__).parent / "data" / "import"
 

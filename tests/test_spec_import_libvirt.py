@@ -28,11 +28,6 @@ from arcsup.model import (
 )
 from arcsup.spec.imported import Imported, import_vm
 from arcsup.spec.native import load_vm
-from tests.every_device import every_device
-
-__all__ = ["every_device"]
-
-pytestmark = pytest.mark.usefixtures("every_device")
 
 DATA = Path(__file__).parent / "data" / "import"
 

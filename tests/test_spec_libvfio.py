@@ -29,12 +29,7 @@ from arcsup.model import (
 from arcsup.spec.native import Parsed, read_vm
 from arcsup.spec.qemu_arguments import Verdict, judge_option
 from arcsup.spec.together import Source, check_together
-from tests.every_device import every_device
 from tests.mutated import check_places, mutations
-
-__all__ = ["every_device"]
-
-pytestmark = pytest.mark.usefixtures("every_device")
 
 DATA = Path(__file__).parent / "data" / "import"
 HEAD = "%YAML 1.2\n%TAG !n! tag:nimyaml.org,2016:\n--- !n!custom:Config\n"

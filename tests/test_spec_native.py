@@ -236,7 +236,6 @@ def test_a_mac_of_digits_only_needs_no_quotes_although_yaml_takes_it_for_a_numbe
         ("restart: {delay: 1m}", "restart.delay: 60 s is more than maxDelay, 30 s"),
         ("usb: [{bus: 1}]", "usb[0].port: is missing"),
         ("usb: [046d:c52b]", "usb[0]: expected a map of vendor, product or of bus, port"),
-        ("networks: [{type: vf}]", "networks[0].type: vf is not supported yet"),
         (
             "%TAG !n! tag:nimyaml.org,2016:\n---\nmemory: !n!custom:Config 1",
             "box.yaml:3:9: tag 'tag:nimyaml.org,2016:custom:Config' is not supported, remove it",

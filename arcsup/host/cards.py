@@ -116,7 +116,7 @@ def observe_function(look: Look, address: str) -> Card:
         subsystem=ids.subsystem,
         pci_class=pci_class,
         driver=driver,
-        numa_node=_observe_numa_node(sysfs, path),
+        numa_node=observe_numa_node(sysfs, path),
         local_cpus=sysfs.cpus(f"{path}/local_cpulist"),
         group=group,
         backends=_find_backends(parents, driver, total, is_gpu=is_gpu_class(pci_class)),
@@ -234,7 +234,8 @@ def _observe_group(look: Look, path: str, along: set[str]) -> IommuGroup | None:
     return None if number is None else look.groups.observe(number, along)
 
 
-def _observe_numa_node(sysfs: Sysfs, path: str) -> int | None:
+def observe_numa_node(sysfs: Sysfs, path: str) -> int | None:
+    """Return the NUMA node of a PCI function; None where the host has one or does not tell."""
     if sysfs.text(f"{path}/numa_node") == "-1":
         return None
     return sysfs.count(f"{path}/numa_node")

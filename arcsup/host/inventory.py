@@ -18,6 +18,7 @@ from arcsup.host.cards import (
     offers_vgpus,
 )
 from arcsup.host.mdev_types import find_parents
+from arcsup.host.network_cards import is_network_card, observe_network_cards
 from arcsup.host.surroundings import Surroundings, look_around
 from arcsup.host.sysfs import Sysfs
 from arcsup.model import MiB
@@ -40,6 +41,7 @@ def observe_inventory(sysfs: Sysfs, around: Surroundings) -> Inventory:
     functions, devices = _find_cards(look)
     cards = [observe_function(look, address) for address in functions]
     cards += [observe_device(look, real) for real in devices]
+    network_cards = observe_network_cards(sysfs, look.groups, around.owners)
     return Inventory(
         hostname=around.hostname,
         kernel=around.kernel,
@@ -47,6 +49,7 @@ def observe_inventory(sysfs: Sysfs, around: Surroundings) -> Inventory:
         iommu=bool(sysfs.names("class/iommu")) or any(card.group for card in cards),
         numa=_observe_nodes(sysfs),
         faults=tuple(sysfs.faults),
+        network_cards=network_cards,
     )
 
 
@@ -75,7 +78,8 @@ def _find_gpus(look: Look, addresses: Collection[str]) -> set[str]:
         pci_class = look.sysfs.hex_digits(f"{path}/class", 6)
         if not pci_class:
             look.sysfs.fault(path, "its class is not known")
-        wanted = is_gpu_class(pci_class) or address in look.around.also
+        named = address in look.around.also and not is_network_card(look.sysfs, path)
+        wanted = is_gpu_class(pci_class) or named
         if wanted or offers_vgpus(look.sysfs, path):
             found.add(_owner_of(look.sysfs, path) or address)
     return found

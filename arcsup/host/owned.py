@@ -12,7 +12,7 @@ class SliceChoice:
 
     ``type`` may be the kernel's id or the vendor's name. ``companions`` are the functions that go
     along with a whole card. ``forced`` takes even the host's own display. ``mac`` is for a VF of a
-    network card.
+    network card, whose ``slot`` is its number in ``networks``.
     """
 
     backend: Backend
@@ -25,6 +25,11 @@ class SliceChoice:
     vram_mib: MiB | None = None
     forced: bool = False
     mac: str | None = None
+
+    @property
+    def asked_by(self) -> str:
+        """Return the entry of the VM's file that it is for."""
+        return _entry(self.slot, self.mac)
 
 
 @frozen
@@ -41,7 +46,7 @@ class OwnedSlice:
     """A slice of ours, as the ownership journal keeps it: written before a device is touched.
 
     ``type`` is the kernel's id. ``path`` is the device's folder, for QEMU's ``sysfsdev``.
-    ``rebindings`` begin with the function itself.
+    ``rebindings`` begin with the function itself. ``former_mac`` is what a network VF had.
     """
 
     backend: Backend
@@ -54,11 +59,21 @@ class OwnedSlice:
     rebindings: tuple[Rebinding, ...] = ()
     vram_mib: MiB | None = None
     mac: str | None = None
+    former_mac: str | None = None
+
+    @property
+    def asked_by(self) -> str:
+        """Return the entry of the VM's file that it is for."""
+        return _entry(self.slot, self.mac)
 
     @property
     def device(self) -> str:
         """Return its folder relative to the device tree's root."""
         return device_path(self.backend, self.id)
+
+
+def _entry(slot: int, mac: str | None) -> str:
+    return f"gpus[{slot}]" if mac is None else f"networks[{slot}]"
 
 
 def device_path(backend: Backend, slice_id: str) -> str:

@@ -18,8 +18,8 @@ from arcsup.host.holders import find_holders
 from arcsup.host.in_use import FindHolders
 from arcsup.host.iommu import IommuGroups
 from arcsup.host.mdev import create_mdev, mdev_obstacle, remove_mdev
+from arcsup.host.network_vfs import observe_vf_mac, return_vf_mac, set_vf_mac
 from arcsup.host.owned import OwnedSlice, Rebinding, SliceChoice, device_path
-from arcsup.host.sriov import set_vf_mac
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vendor_slices import create_vendor, find_type_id, remove_vendor, vendor_obstacle
 
@@ -67,6 +67,7 @@ async def prepare_slice(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
         rebindings=rebindings,
         vram_mib=choice.vram_mib,
         mac=choice.mac,
+        former_mac=await observe_vf_mac(sysfs, slice_id) if choice.mac is not None else None,
     )
 
 
@@ -101,6 +102,8 @@ async def remove_slice(
         case Backend.VENDOR_VFIO:
             await remove_vendor(owned, sysfs, holders)
         case Backend.SRIOV | Backend.PASSTHROUGH:
+            if owned.mac is not None:
+                await return_vf_mac(owned, sysfs, holders)
             await restore_slice(owned, sysfs, holders)
 
 

@@ -1,4 +1,4 @@
-"""Virtual functions: how many a card has, what each may use, and a network VF's address.
+"""Virtual functions: how many a card has, and what each may use.
 
 They are counted by their links: a read of ``sriov_numvfs`` waits for the lock that a stuck write
 to it holds. Source: Documentation/ABI/testing/sysfs-bus-pci, drivers/pci/iov.c; for quotas
@@ -6,7 +6,6 @@ Documentation/ABI/testing/sysfs-driver-intel-xe-sriov and the i915-sriov-dkms dr
 """
 
 import errno
-import json
 import re
 from pathlib import Path
 
@@ -62,6 +61,14 @@ def find_vfs(sysfs: Sysfs, address: str) -> dict[int, str]:
     return {number: vf for number, vf in sorted(links.items()) if vf is not None}
 
 
+def find_interface_in_use(sysfs: Sysfs, path: str) -> str | None:
+    """Return the network interface of a function that carries the host's packets, if one does."""
+    names = sysfs.names(f"{path}/net")
+    return next(
+        (name for name in names if sysfs.text(f"{path}/net/{name}/operstate") == "up"), None
+    )
+
+
 async def enable_vfs(
     address: str,
     count: int,
@@ -92,40 +99,6 @@ async def enable_vfs(
     if quota is not None:
         for number in vfs:
             await _set_quota(sysfs, address, number, quota)
-
-
-async def set_vf_mac(sysfs: Sysfs, vf: str, mac: str, *, ip: str = "ip") -> None:
-    """Give a VF of a network card its MAC address through its PF (ip-link(8)), and look at it.
-
-    Raises Transient where it is no VF of a network card now, or the driver refuses.
-    """
-    card = sysfs.link_name(f"{PCI}/{vf}/physfn")
-    interfaces = sysfs.names(f"{PCI}/{card}/net") if card else []
-    numbers = [number for number, each in find_vfs(sysfs, card or "").items() if each == vf]
-    if not interfaces or not numbers:
-        raise Transient(f"{vf} is no virtual function of a network interface now")
-    interface, number = interfaces[0], numbers[0]
-    command = [ip, "link", "set", "dev", interface, "vf", str(number), "mac", mac]
-    end = await run_helper(command, seconds=_WRITE_SECONDS, what=interface)
-    show = [ip, "-json", "link", "show", "dev", interface]
-    seen = await run_helper(show, seconds=_WRITE_SECONDS, what=interface)
-    found = _macs_of_vfs(seen.output).get(number)
-    if found != mac.lower():
-        said = end.output.strip().splitlines()
-        raise Transient(
-            f"{vf} has the MAC address {found or 'unknown'}, not {mac}",
-            f"ip said: {said[-1]}" if said else "",
-        )
-
-
-def _macs_of_vfs(text: str) -> dict[int, str]:
-    """Return VF number -> MAC of ``ip -json link show``; older ones say "mac", newer "address"."""
-    try:
-        (link,) = json.loads(text)
-        vfs = link.get("vfinfo_list", [])
-        return {vf["vf"]: str(vf.get("address") or vf.get("mac")).lower() for vf in vfs}
-    except (ValueError, TypeError, KeyError, AttributeError):
-        return {}
 
 
 def _require_count(sysfs: Sysfs, address: str, count: int) -> None:
@@ -170,7 +143,7 @@ async def _require_vfs_unused(sysfs: Sysfs, address: str, holders: FindHolders) 
             why = f"{vf} has a mediated device"
         elif sysfs.link_name(f"{path}/driver") == "vfio-pci":
             why = f"{vf} is handed out (on vfio-pci)"
-        elif interface := _find_interface_in_use(sysfs, path):
+        elif interface := find_interface_in_use(sysfs, path):
             why = f"{vf} is the host's network interface {interface}"
         else:
             continue
@@ -178,13 +151,6 @@ async def _require_vfs_unused(sysfs: Sysfs, address: str, holders: FindHolders) 
             f"the virtual functions of {address} cannot be changed: {why}", "take it back first"
         )
     await require_free(sysfs, [f"{PCI}/{vf}" for vf in vfs.values()], holders)
-
-
-def _find_interface_in_use(sysfs: Sysfs, path: str) -> str | None:
-    names = sysfs.names(f"{path}/net")
-    return next(
-        (name for name in names if sysfs.text(f"{path}/net/{name}/operstate") == "up"), None
-    )
 
 
 async def _set_count(sysfs: Sysfs, address: str, count: int, sriov_manage: Path) -> None:

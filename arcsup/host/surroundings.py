@@ -41,6 +41,7 @@ def look_around(
     owners: Mapping[str, VmName] | None = None,
     ids: PciIds | None = None,
     sizes: TypeSizes | None = None,
+    also: frozenset[str] = frozenset(),
 ) -> Surroundings:
     """Return the surroundings of this host; of another tree than /sys, nobody holds anything."""
     here = sysfs.resolve() == Path("/sys")
@@ -50,6 +51,7 @@ def look_around(
         holders=find_holders() if here else Holders(),
         owners={} if owners is None else owners,
         mdevctl=find_mdevctl() if here else frozenset(),
+        also=also,
         sizes={} if sizes is None else sizes,
         hostname=host.nodename,
         kernel=host.release,

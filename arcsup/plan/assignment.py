@@ -65,6 +65,10 @@ class CardPolicy(Protocol):
         """Never touch them."""
 
     @property
+    def vfs(self) -> int | None:
+        """How many virtual functions they are to have; None leaves them as they are."""
+
+    @property
     def mixed_sizes(self) -> bool:
         """vGPU types of several sizes may share a card."""
 
@@ -74,12 +78,15 @@ class Policy:
     """What the operator lets be done. The first of ``cards`` that matches a card counts for it.
 
     ``quarantined`` holds what failed: a slice's id, a parent's or card's address, or
-    ``PARENT/TYPE``.
+    ``PARENT/TYPE``. ``busy`` says of cards, in a sentence, why nothing of them can be given now;
+    ``uniform`` are those that could not be put in mixed mode.
     """
 
     cards: tuple[CardPolicy, ...] = ()
     spread: bool = False
     quarantined: frozenset[str] = frozenset()
+    busy: Mapping[str, str] = field(factory=dict)
+    uniform: frozenset[str] = frozenset()
 
 
 class WaitFor(StrEnum):

@@ -66,6 +66,8 @@ def find_bar(card: Card, policy: Policy, table: PolicyTable) -> Obstacle | None:
     entry = table.entry_of(card)
     if entry is not None and entry.exclude:
         return Obstacle("excluded by `gpus` in arcsup.yaml")
+    if card.address in policy.busy:
+        return Obstacle(policy.busy[card.address], WaitFor.VFS)
     if card.address in policy.quarantined:
         return Obstacle(QUARANTINED)
     return None

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from attrs import evolve
 
-from arcsup.devices import Card, Inventory, Slice
+from arcsup.devices import Card, Inventory, NetworkCard, Slice
 from arcsup.model import VmName
 
 
@@ -14,8 +14,10 @@ def with_owners(inventory: Inventory, owners: Mapping[str, VmName]) -> Inventory
     A look takes a while, and in that time a slice may have been adopted or let go.
     """
     cards = tuple(_with_owners(card, owners) for card in inventory.cards)
-    same = all(new is old for new, old in zip(cards, inventory.cards, strict=True))
-    return inventory if same else evolve(inventory, cards=cards)
+    networks = tuple(_with_vf_owners(card, owners) for card in inventory.network_cards)
+    before = (*inventory.cards, *inventory.network_cards)
+    same = all(new is old for new, old in zip((*cards, *networks), before, strict=True))
+    return inventory if same else evolve(inventory, cards=cards, network_cards=networks)
 
 
 def _with_owners(card: Card, owners: Mapping[str, VmName]) -> Card:
@@ -23,6 +25,12 @@ def _with_owners(card: Card, owners: Mapping[str, VmName]) -> Card:
         return card
     slices = tuple(_with_owner(piece, owners.get(piece.id)) for piece in card.slices)
     return evolve(card, slices=slices)
+
+
+def _with_vf_owners(card: NetworkCard, owners: Mapping[str, VmName]) -> NetworkCard:
+    if all(vf.vm == owners.get(vf.address) for vf in card.vfs):
+        return card
+    return evolve(card, vfs=tuple(evolve(vf, vm=owners.get(vf.address)) for vf in card.vfs))
 
 
 def _with_owner(piece: Slice, owner: VmName | None) -> Slice:

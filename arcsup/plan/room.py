@@ -124,7 +124,7 @@ def make_room(
             number = 0 if _is_barred(kind_, busy, policy) else available_on(kind_, card)
             offered.setdefault(kind_.parent, {})[kind_.id] = number
     total = _sum_types(offered)
-    shares = make_shares(card, offers.values(), total, _rule_of(card, table))
+    shares = make_shares(card, offers.values(), total, _rule_of(card, policy, table))
     if GpuKind.VF not in obstacles:
         offer = function_offer(card, Backend.SRIOV)
         offers[VF] = known.setdefault(offer, offer)
@@ -165,12 +165,14 @@ def _sum_types(offered: dict[str, dict[str, int]]) -> Counter[str]:
     return total
 
 
-def _rule_of(card: Card, table: PolicyTable) -> CapacityRule:
+def _rule_of(card: Card, policy: Policy, table: PolicyTable) -> CapacityRule:
     """Return a card's rule; where the operator allows it, an uncut card can be put in mixed mode.
 
     Mixed mode can only be set before the first vGPU (NVIDIA vGPU user guide).
     """
     entry = table.entry_of(card)
+    if card.address in policy.uniform:
+        return card.rule
     uncut = not any(piece.backend in VGPU for piece in card.slices)
     if entry is not None and entry.mixed_sizes and uncut and card.rule is CapacityRule.SAME_SIZE:
         return CapacityRule.MIXED

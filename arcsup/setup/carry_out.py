@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from attrs import evolve, frozen
 
+from arcsup.durable import write_durably
 from arcsup.errors import NotPermitted, Terminal
 from arcsup.setup.actions import (
     Action,
@@ -26,7 +27,7 @@ from arcsup.setup.actions import (
 from arcsup.setup.commands import run_command
 from arcsup.setup.groups import find_group
 from arcsup.setup.host import Host, read_text
-from arcsup.setup.journal import Entry, Journal, write_durably
+from arcsup.setup.journal import Entry, Journal
 from arcsup.setup.packages import install_packages, remove_packages
 
 T = TypeVar("T")

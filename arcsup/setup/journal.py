@@ -4,13 +4,13 @@ Entries are in the order of doing; taking back goes from the last to the first.
 """
 
 import json
-import os
 from pathlib import Path
 
 import cattrs
 from attrs import define, field, frozen
 from cattrs.strategies import configure_tagged_union
 
+from arcsup.durable import write_durably
 from arcsup.errors import Terminal
 from arcsup.setup.actions import Action
 
@@ -93,19 +93,3 @@ class Journal:
             return
         kept = _Kept(VERSION, tuple(self.entries))
         write_durably(self.file, json.dumps(_converter().unstructure(kept), indent=1), 0o600)
-
-
-def write_durably(file: Path, content: str, mode: int) -> None:
-    """Replace a file's content at once: a reader sees all of the old or all of the new."""
-    temporary = file.with_name(f".{file.name}.arcsup")
-    with temporary.open("w") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fchmod(stream.fileno(), mode)
-        os.fsync(stream.fileno())
-    temporary.replace(file)
-    folder = os.open(file.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

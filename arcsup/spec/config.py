@@ -43,7 +43,8 @@ class Placement(StrEnum):
 class GpuPolicy:
     """What may be done with the GPUs that ``match``: a PCI address, ``VENDOR[:DEVICE]``, ``*``.
 
-    ``vfs`` None leaves the number of virtual functions as it is. ``mixed_sizes`` lets vGPU types
+    ``vfs`` None leaves the number of virtual functions as it is; it is for network cards too, when
+    ``match`` is their address or VENDOR:DEVICE. ``mixed_sizes`` lets vGPU types
     of several sizes share a card.
     """
 
@@ -121,7 +122,7 @@ GPU_POLICY = Struct(
             required=True,
         ),
         Key("exclude", Flag(), "never touch them"),
-        Key("vfs", Words(Number(0, 65535), words={"leave": None}), "virtual functions to enable"),
+        Key("vfs", Words(Number(0, 65535), words={"leave": None}), "virtual functions to have"),
         Key("mixedSizes", Flag(), "vGPU types of several sizes may share a card"),
     ),
 )

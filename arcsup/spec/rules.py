@@ -1,7 +1,7 @@
 """What must hold between the keys of one VM file. Every check yields (path, message)."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from ipaddress import ip_address
 from itertools import combinations
 from posixpath import normpath
@@ -263,13 +263,6 @@ def overlap(one: Forward, other: Forward) -> bool:
     return same_family and (first.is_unspecified or second.is_unspecified)
 
 
-def refuse_unsupported(vm: Vm) -> Iterable[tuple[str, str]]:
-    """What the file may say and arcsup cannot do yet: virtual functions of network cards."""
-    for number, network in enumerate(vm.networks):
-        if network.type is NetworkType.VF:
-            yield f"networks[{number}].type", "vf is not supported yet, expected user or bridge"
-
-
 VM_RULES = (
     Rule(("name", "after"), _check_after),
     Rule(("hugepages",), _check_hugepages),
@@ -280,5 +273,4 @@ VM_RULES = (
     Rule(("shares",), _check_tags),
     Rule(("networks",), _check_macs),
     Rule(("networks", "display"), _check_ports),
-    Rule(("networks",), refuse_unsupported),
 )

@@ -158,7 +158,7 @@ NETWORK = Struct(
             ),
             "user: PROTOCOL:ADDRESS:HOSTPORT:GUESTPORT; an empty address is every address",
         ),
-        Key("parent", PCI_TOKEN, "vf: PCI address of the network card"),
+        Key("parent", PCI_TOKEN, "vf: PCI address of the network card, or of the very function"),
     ),
     rules.NETWORK_RULES,
 )

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from attrs import evolve
 
 from arcsup.errors import ArcsupError, Transient
 from arcsup.host.owned import OwnedSlice, SliceChoice
@@ -17,6 +18,7 @@ from arcsup.model import GpuRequest, Vm
 from arcsup.plan.assignment import VmRequests, slots_of
 from arcsup.vm.commandline import SliceDevice
 from arcsup.vm.managed import ManagedVm, Workshop
+from arcsup.vm.options import FUNCTIONS_PER_SLOT
 
 READY_SECONDS = 10.0
 """Seconds for a slice's node to appear and be usable: udev's rules run after the kernel's event."""
@@ -40,7 +42,7 @@ async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ..
     chosen = [await _prepare(choice, sysfs) for choice in vm.choices]
     known = {_identity(owned): owned for owned in vm.record.slices}
     # What was bound before must not be remembered as what it is bound to now.
-    taken = tuple(known.get(_identity(owned), owned) for owned in chosen)
+    taken = tuple(_take_up(owned, known.get(_identity(owned))) for owned in chosen)
     wanted = {_identity(owned) for owned in taken}
     stale = tuple(owned for owned in vm.record.slices if _identity(owned) not in wanted)
     if taken or stale:
@@ -64,6 +66,11 @@ def _identity(owned: OwnedSlice) -> tuple[str, str, str | None]:
     return owned.id, owned.parent, owned.type
 
 
+def _take_up(owned: OwnedSlice, had: OwnedSlice | None) -> OwnedSlice:
+    """Return what a VM had, for what asks for it now."""
+    return owned if had is None else evolve(had, slot=owned.slot, mac=owned.mac)
+
+
 def _usable(owned: OwnedSlice, sysfs: Sysfs) -> bool:
     return not is_ready(owned, sysfs)
 
@@ -73,7 +80,7 @@ async def _prepare(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
         return await prepare_slice(choice, sysfs)
     except ArcsupError as error:
         # What is not there any more has not failed.
-        raise DeviceTrouble(f"gpus[{choice.slot}]: {error.message}", error.hint) from error
+        raise DeviceTrouble(f"{choice.asked_by}: {error.message}", error.hint) from error
 
 
 async def _guard(
@@ -83,7 +90,7 @@ async def _guard(
         await deed
     except ArcsupError as error:
         workshop.device_failed(owned)
-        raise DeviceTrouble(f"gpus[{owned.slot}]: {error.message}", error.hint) from error
+        raise DeviceTrouble(f"{owned.asked_by}: {error.message}", error.hint) from error
 
 
 async def release_slices(vm: ManagedVm, workshop: Workshop) -> bool:
@@ -120,10 +127,20 @@ def find_lost_slices(vm: ManagedVm, workshop: Workshop) -> list[str]:
 
 
 def slice_devices(vm: Vm, slices: tuple[OwnedSlice, ...]) -> tuple[SliceDevice, ...]:
-    """Return the slices as QEMU's devices: one root port for each, companions beside their card."""
+    """Return the slices as QEMU's devices: one root port for each, companions beside their card.
+
+    Network cards have the last ports, so that a further GPU moves none of them.
+    """
     requests = requests_by_slot(vm)
     devices: list[SliceDevice] = []
-    for port, owned in enumerate(sorted(slices, key=lambda owned: owned.slot)):
+    in_order = sorted(slices, key=lambda owned: owned.slot)
+    networks = [owned for owned in in_order if owned.mac is not None]
+    gpus = [owned for owned in in_order if owned.mac is None]
+    last = max(FUNCTIONS_PER_SLOT, len(slices)) - 1
+    for place, owned in enumerate(networks):
+        path = Path(owned.path)
+        devices.append(SliceDevice(f"nic{owned.slot}", path, last - place))
+    for port, owned in enumerate(gpus):
         request = requests.get(owned.slot)
         display = request is not None and request.display
         name = f"gpu{owned.slot}"

@@ -1,0 +1,60 @@
+"""Which virtual functions of network cards the VMs get, beside the GPUs that they were given."""
+
+from collections.abc import Iterable, Iterator, Mapping
+
+from arcsup.devices import Backend, Inventory
+from arcsup.host.owned import SliceChoice
+from arcsup.model import NetworkType, Vm, VmName
+from arcsup.plan.assignment import Assignment, Place, Policy
+from arcsup.plan.network_vfs import NetworkChoice, NetworkRequest, assign_network_vfs
+from arcsup.spec.identity import derive_mac
+from arcsup.vm.managed import ManagedVm
+
+NetworkOutcomes = Mapping[Place, NetworkChoice | str]
+"""What each entry of ``networks`` that asks for a virtual function gets, or why nothing."""
+
+
+def allocate_networks(
+    vms: Iterable[ManagedVm], assignment: Assignment, inventory: Inventory, policy: Policy
+) -> NetworkOutcomes:
+    """Choose for the VMs that get the GPUs that they need, near to those."""
+    asking = [vm for vm in vms if not assignment.obstacles_of(vm.name)]
+    requests = [request for vm in asking for request in _requests(vm, assignment)]
+    held = {
+        (vm.name, owned.slot): owned.id
+        for vm in asking
+        for owned in vm.record.slices
+        if owned.mac is not None
+    }
+    return assign_network_vfs(requests, inventory, policy, held)
+
+
+def as_slice_choices(name: VmName, outcomes: NetworkOutcomes) -> Iterator[SliceChoice]:
+    """Yield what a VM gets, as the back ends take it."""
+    for (owner, number), choice in outcomes.items():
+        if owner == name and isinstance(choice, NetworkChoice):
+            yield SliceChoice(
+                backend=Backend.SRIOV,
+                slot=number,
+                card=choice.card,
+                parent=choice.vf,
+                type=None,
+                id=choice.vf,
+                mac=choice.mac,
+            )
+
+
+def version_of(vm: ManagedVm) -> Vm:
+    """A VM that runs keeps what it runs with, whatever its file says by now."""
+    return vm.running if vm.running is not None else vm.vm
+
+
+def _requests(vm: ManagedVm, assignment: Assignment) -> Iterator[NetworkRequest]:
+    version = version_of(vm)
+    gpus = assignment.choices_of(vm.name).values()
+    node = next((gpu.numa_node for gpu in gpus if gpu.numa_node is not None), None)
+    node = version.numa if isinstance(version.numa, int) else node
+    for number, network in enumerate(version.networks):
+        if network.type is NetworkType.VF:
+            mac = network.mac or derive_mac(version.uuid, number)
+            yield NetworkRequest((vm.name, number), mac, network.parent, node)

@@ -1,0 +1,131 @@
+"""How many virtual functions each card is to have, and what keeps it from having them. Pure.
+
+``vfs`` in arcsup.yaml says the number. What somebody else enabled is left as it is, and so is what
+a VM uses: between two numbers the kernel wants 0, which takes all of them away.
+"""
+
+from collections.abc import Iterator, Mapping
+
+from attrs import frozen
+
+from arcsup.devices import Backend, CapacityRule, Card, Inventory, NetworkCard
+from arcsup.plan.assignment import CardPolicy
+from arcsup.plan.capacity import VGPU
+from arcsup.plan.obstacles import PolicyTable
+
+NVIDIA = "nvidia"
+
+
+@frozen
+class SetVfs:
+    """Let a card that has ``have`` virtual functions have ``count``."""
+
+    address: str
+    have: int
+    count: int
+    total: int
+
+    def __str__(self) -> str:
+        return f"its virtual functions are being changed from {self.have} to {self.count}"
+
+
+@frozen
+class SetMixed:
+    """Let a card have vGPUs of several sizes, before it has the first."""
+
+    address: str
+
+    def __str__(self) -> str:
+        return "its mixed-size mode is being set"
+
+
+@frozen
+class LeaveVfs:
+    """A card does not get what was configured, and why."""
+
+    address: str
+    because: str
+
+
+VfStep = SetVfs | SetMixed | LeaveVfs
+
+
+def plan_vfs(
+    inventory: Inventory,
+    table: PolicyTable,
+    ours: Mapping[str, tuple[int, ...]],
+    users: Mapping[str, str],
+    mixed: frozenset[str],
+) -> tuple[VfStep, ...]:
+    """Return what is to be done, at most one step for each card.
+
+    ``ours`` has, by card, the numbers of virtual functions that arcsup enabled or was about to;
+    ``users`` who uses a card (``VM web``); ``mixed`` are the cards whose mode is known to be set.
+    """
+    return tuple(_plan(inventory, table, ours, users, mixed))
+
+
+def _plan(
+    inventory: Inventory,
+    table: PolicyTable,
+    ours: Mapping[str, tuple[int, ...]],
+    users: Mapping[str, str],
+    mixed: frozenset[str],
+) -> Iterator[VfStep]:
+    cards: list[Card | NetworkCard] = [*inventory.cards, *inventory.network_cards]
+    for card in cards:
+        entry = find_entry(card, table)
+        if entry is None or entry.exclude:
+            continue
+        if entry.vfs is not None and not _has_enough(card, entry.vfs):
+            if card.vfs_total or entry.match != "*":
+                yield _change(card, entry.vfs, ours, users)
+        elif entry.mixed_sizes and card.address not in mixed and _can_be_mixed(card):
+            yield SetMixed(card.address)
+
+
+def find_entry(card: Card | NetworkCard, table: PolicyTable) -> CardPolicy | None:
+    """Return the entry of ``gpus`` in arcsup.yaml that counts for a card.
+
+    A network card is meant only by its address or by VENDOR:DEVICE: what is said of all of
+    Intel's GPUs is not said of the host's network.
+    """
+    if isinstance(card, Card):
+        return table.entry_of(card)
+    keys = (card.address, f"{card.vendor}:{card.device}")
+    found = [table.entries[key] for key in keys if key in table.entries]
+    return min(found, key=lambda entry: entry[0])[1] if found else None
+
+
+def _has_enough(card: Card | NetworkCard, wanted: int) -> bool:
+    have = len(card.vfs)
+    # NVIDIA's tool makes as many as the card can have.
+    return have == wanted or (card.driver == NVIDIA and have >= wanted > 0)
+
+
+def _change(
+    card: Card | NetworkCard,
+    wanted: int,
+    ours: Mapping[str, tuple[int, ...]],
+    users: Mapping[str, str],
+) -> SetVfs | LeaveVfs:
+    have, address = len(card.vfs), card.address
+    if card.driver is None or "vfio" in card.driver:
+        return LeaveVfs(address, f"no driver that makes virtual functions has it: {card.driver}")
+    if have and have not in ours.get(address, ()):
+        because = f"it has {have} virtual functions, not {wanted}, and not by arcsup"
+        return LeaveVfs(address, because)
+    if have and address in users:
+        because = f"{users[address]} uses it: it keeps its {have} virtual functions until then"
+        return LeaveVfs(address, because)
+    return SetVfs(address, have, wanted, card.vfs_total)
+
+
+def _can_be_mixed(card: Card | NetworkCard) -> bool:
+    """Tell whether a card's mode can be set now: it has vGPUs to make, and has made none."""
+    if not isinstance(card, Card):
+        return False
+    offers = bool(card.types) and not {Backend.MDEV, Backend.VENDOR_VFIO}.isdisjoint(card.backends)
+    uncut = not any(piece.backend in VGPU for piece in card.slices)
+    same_size = card.rule is CapacityRule.SAME_SIZE
+    return offers and uncut and same_size and card.driver == NVIDIA

@@ -1,0 +1,201 @@
+"""Gives cards the virtual functions that arcsup.yaml asks for, and NVIDIA's mixed-size mode.
+
+One task per card, so that a kernel that does not answer holds up that card alone. What was enabled
+is in a journal, written before the deed: only what arcsup enabled is ever taken away. It stays when
+the daemon ends (VMs run on with it) and when the configuration says nothing of the card any more.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import trio
+from attrs import define, evolve, field
+
+from arcsup.devices import Inventory
+from arcsup.durable import write_durably
+from arcsup.errors import ArcsupError, Stuck, Terminal
+from arcsup.host.mixed_sizes import enable_mixed_sizes
+from arcsup.host.sriov import enable_vfs, find_vfs
+from arcsup.host.sysfs import Sysfs
+from arcsup.plan.assignment import CardPolicy
+from arcsup.plan.obstacles import make_policy_table
+from arcsup.plan.vfs import LeaveVfs, SetMixed, SetVfs, VfStep, plan_vfs
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 10.0
+"""Seconds after which a card that did not get its virtual functions is tried again."""
+
+
+@define(eq=False)
+class VfJournal:
+    """By card, the numbers of virtual functions that arcsup enabled, or was about to enable.
+
+    Virtual functions do not outlast the host's uptime, so neither does what is kept of them.
+    """
+
+    file: Path
+    boot_id: str
+    counts: dict[str, tuple[int, ...]] = field(factory=dict)
+    _turn: trio.Lock = field(factory=trio.Lock)
+
+    @classmethod
+    def load(cls, file: Path, boot_id: str) -> "VfJournal":
+        """Return what was kept in this boot. What cannot be read makes nothing ours."""
+        counts: dict[str, tuple[int, ...]] = {}
+        try:
+            kept = json.loads(file.read_text())
+            if kept["bootId"] == boot_id:
+                counts = {str(card): tuple(map(int, seen)) for card, seen in kept["cards"].items()}
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            logger.warning("%s cannot be read (%s): no virtual function is ours", file, error)
+        return cls(file, boot_id, counts)
+
+    async def note(self, card: str, *counts: int) -> None:
+        """Make durable which numbers of virtual functions of a card are ours. Raises Terminal."""
+        self.counts[card] = counts
+        try:
+            async with self._turn:
+                content = json.dumps({"bootId": self.boot_id, "cards": self.counts}, indent=1)
+                await trio.to_thread.run_sync(partial(write_durably, self.file, content, 0o600))
+        except OSError as error:
+            raise Terminal(
+                f"{self.file} cannot be written: {error.strerror}",
+                "no virtual function is enabled that could not be recorded first",
+            ) from error
+
+
+@define(eq=False)
+class VfKeeper:
+    """``tell`` tells people, ``changed`` wakes the daemon; tasks run in ``nursery``."""
+
+    sysfs: Path
+    journal: VfJournal
+    tell: Callable[[str, str], None]
+    changed: Callable[[], None]
+    nursery: trio.Nursery
+    mixed: set[str] = field(factory=set)
+    """Cards whose mixed-size mode is known to be set."""
+    uniform: set[str] = field(factory=set)
+    """Cards that cannot be put in it."""
+    busy: dict[str, str] = field(factory=dict)
+    """Why nothing of a card can be given to anybody now, by card."""
+    _working: set[str] = field(factory=set)
+    _given_up: dict[str, VfStep] = field(factory=dict)
+    _said: dict[str, str] = field(factory=dict)
+
+    def tend(
+        self, inventory: Inventory, entries: Sequence[CardPolicy], users: Mapping[str, str]
+    ) -> None:
+        """Start what is to be done; ``users`` tells by card who uses it."""
+        self._forget_what_is_gone(inventory)
+        steps = plan_vfs(
+            inventory,
+            make_policy_table(entries),
+            self.journal.counts,
+            users,
+            frozenset(self.mixed),
+        )
+        lacking = {step.address for step in steps} | self._working
+        for address in {*self._said, *self.busy} - lacking:
+            self._said.pop(address, None)
+            self.busy.pop(address, None)
+        for step in steps:
+            if step.address in self._working or self._given_up.get(step.address) == step:
+                continue
+            if isinstance(step, LeaveVfs):
+                self._say(step.address, step.because)
+                continue
+            self._working.add(step.address)
+            self.busy[step.address] = str(step)
+            self.nursery.start_soon(self._carry_out, step)
+
+    def _forget_what_is_gone(self, inventory: Inventory) -> None:
+        with_vfs = {card.address for card in inventory.cards if card.vfs}
+        with_vfs |= {card.address for card in inventory.network_cards if card.vfs}
+        for address in self.journal.counts.keys() - with_vfs - self._working:
+            # Whoever makes some now, it is not arcsup.
+            del self.journal.counts[address]
+        for card in inventory.cards:
+            if not card.types and not card.slices:
+                # Its virtual functions, or its driver, are gone, and the mode with them.
+                self.mixed.discard(card.address)
+                self.uniform.discard(card.address)
+                if isinstance(self._given_up.get(card.address), SetMixed):
+                    del self._given_up[card.address]
+
+    def retry(self) -> None:
+        """Try again what was given up: the operator may have changed what was in the way."""
+        self._given_up.clear()
+        self.uniform.clear()
+
+    def findings(self) -> list[str]:
+        """Return, one sentence each, which cards have not got what was configured."""
+        return [f"{address}: {what}" for address, what in sorted(self._said.items())]
+
+    async def _carry_out(self, step: SetVfs | SetMixed) -> None:
+        address = step.address
+        try:
+            if isinstance(step, SetVfs):
+                await self._set_vfs(step)
+            else:
+                await enable_mixed_sizes(address)
+                self.mixed.add(address)
+                self.uniform.discard(address)
+            self._said.pop(address, None)
+            self.busy.pop(address, None)
+        except ArcsupError as error:
+            await self._note_failure(step, error)
+        finally:
+            self._working.discard(address)
+            self.changed()
+
+    async def _set_vfs(self, step: SetVfs) -> None:
+        address = step.address
+        # NVIDIA's tool makes as many as the card can have.
+        await self.journal.note(address, *sorted({step.have, step.count, step.total} - {0}))
+        self.mixed.discard(address)
+        try:
+            await enable_vfs(address, step.count, Sysfs(self.sysfs))
+        except Stuck:
+            raise  # The kernel may still do it, so all that it may have become stays ours.
+        except ArcsupError:
+            await self.journal.note(address, self._count(address))
+            raise
+        have = self._count(address)
+        await self.journal.note(address, have)
+        self.tell("vfs-set", f"{address} has {have} virtual functions now")
+
+    def _count(self, address: str) -> int:
+        return len(find_vfs(Sysfs(self.sysfs), address))
+
+    async def _note_failure(self, step: SetVfs | SetMixed, error: ArcsupError) -> None:
+        address = step.address
+        why = f"{error.message}{f' ({error.hint})' if error.hint else ''}"
+        self._say(address, why)
+        self.busy.pop(address, None)
+        hopeless = isinstance(error, Terminal)
+        if isinstance(step, SetMixed):
+            self.uniform.add(address)
+        else:
+            have = self._count(address)
+            if have == 0:
+                self.busy[address] = f"its virtual functions could not be enabled: {why}"
+            if have != step.have:
+                # It made what it could. Again and again it would take that away and make as many.
+                step, hopeless = evolve(step, have=have), True
+        if hopeless:
+            self._given_up[address] = step
+            return
+        self.changed()
+        await trio.sleep(RETRY_SECONDS)
+
+    def _say(self, address: str, what: str) -> None:
+        if self._said.get(address) != what:
+            self._said[address] = what
+            self.tell("vfs-left", f"{address}: {what}")

@@ -1,0 +1,107 @@
+"""Virtual functions of network cards, from VM files to what a start takes."""
+
+from pathlib import Path
+
+import pytest
+
+from arcsup.devices import Backend
+from arcsup.host.owned import OwnedSlice, SliceChoice
+from arcsup.model import VmName
+from arcsup.spec.identity import derive_mac
+from arcsup.steps import list_steps
+from arcsup.vm.slices import slice_devices
+from tests.small_host import SmallHost
+from tests.vm_samples import make_vm
+
+CARD = "0000:05:00.0"
+VFS = ["0000:05:10.0", "0000:05:10.2"]
+ONE, TWO = VmName("one"), VmName("two")
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> SmallHost:
+    """A host with the sample parent mbochs and a network card with two virtual functions."""
+    host = SmallHost(tmp_path)
+    pf = host.tree.populate_pci(
+        CARD, pci_class="0x020000", driver="igb", files={"sriov_totalvfs": "7\n"}
+    )
+    host.tree.populate_vfs(pf, VFS, pci_class="0x020000", first_group=5)
+    return host
+
+
+def vf_of(host: SmallHost, name: VmName) -> list[SliceChoice]:
+    return [it for it in host.fleet.allocation.choices_for(name) if it.mac is not None]
+
+
+async def test_a_vm_gets_a_virtual_function_with_its_address(host: SmallHost) -> None:
+    host.drop("one", "networks: [{type: user}, {type: vf}]\n")
+    host.drop("two", f"networks: [{{type: vf, mac: '52:54:00:00:00:09', parent: '{VFS[1]}'}}]\n")
+    await host.plan()
+
+    (first,), (second,) = vf_of(host, ONE), vf_of(host, TWO)
+    assert (first.backend, first.card, first.slot) == (Backend.SRIOV, CARD, 1)
+    assert first.mac == derive_mac(host.fleet.vms[ONE].vm.uuid, 1)
+    assert first.asked_by == "networks[1]"
+    assert second.mac == "52:54:00:00:00:09"
+    assert {first.id, second.id} == set(VFS)
+    steps = [(step.verb, step.object, step.because) for step in list_steps(host.fleet)]
+    assert ("bind", first.id, "networks[1] of one") in steps
+
+
+async def test_a_vm_without_a_network_waits_says_why_and_leaves_its_gpu_to_others(
+    host: SmallHost,
+) -> None:
+    gpu = "gpus: [{mdevType: mbochs-large, count: 4}]\n"
+    host.drop("one", f"{gpu}networks: [{{type: vf, parent: '0000:06:00.0'}}]\n")
+    host.drop("two", gpu)
+    await host.plan()
+
+    assert host.fleet.allocation.awaited_by(ONE) == (
+        "networks[0]: there is no network card 0000:06:00.0 with SR-IOV"
+    )
+    assert host.fleet.allocation.awaited_by(TWO) == ""
+    assert len(host.fleet.allocation.choices_for(TWO)) == 4
+
+
+async def test_a_vm_without_a_gpu_leaves_its_network_to_others(host: SmallHost) -> None:
+    host.drop("one", f"gpus: [{{vendor: nvidia}}]\nnetworks: [{{type: vf, parent: '{VFS[0]}'}}]\n")
+    host.drop("two", f"networks: [{{type: vf, parent: '{VFS[0]}'}}]\n")
+    await host.plan()
+
+    assert "gpus[0]" in host.fleet.allocation.awaited_by(ONE)
+    assert vf_of(host, ONE) == []
+    assert [it.id for it in vf_of(host, TWO)] == [VFS[0]]
+
+
+async def test_what_a_vm_had_stays_with_it(host: SmallHost) -> None:
+    host.drop("two", "networks: [{type: vf}]\n")
+    await host.plan()
+    vm = host.fleet.vms[TWO]
+    await vm.save(host.fleet.workshop, slices=(_owned(VFS[1], 0),))
+    host.drop("one", "networks: [{type: vf}]\n")
+    await host.plan()
+
+    assert [it.id for it in vf_of(host, TWO)] == [VFS[1]]
+    assert [it.id for it in vf_of(host, ONE)] == [VFS[0]]
+
+
+def _owned(address: str, slot: int, mac: str | None = "52:54:00:00:00:01") -> OwnedSlice:
+    path = f"/sys/bus/pci/devices/{address}"
+    return OwnedSlice(Backend.SRIOV, slot, address, CARD, address, None, path, mac=mac)
+
+
+def test_a_further_gpu_moves_no_network_card() -> None:
+    network, first = _owned(VFS[0], 1), _owned("0000:41:00.1", 0, None)
+    second = _owned("0000:41:00.2", 1, None)
+    before = slice_devices(make_vm("one"), (network, first))
+    after = slice_devices(make_vm("one"), (network, first, second))
+
+    assert [(device.id, device.port) for device in before] == [("nic1", 7), ("gpu0", 0)]
+    assert [(d.id, d.port) for d in after] == [("nic1", 7), ("gpu0", 0), ("gpu1", 1)]
+
+
+def test_more_devices_than_ports_are_too_many_and_not_on_one_port() -> None:
+    slices = (_owned(VFS[0], 0), *(_owned(f"0000:41:00.{n}", n, None) for n in range(8)))
+    ports = [device.port for device in slice_devices(make_vm("one"), slices)]
+    assert len(set(ports)) == 9
+    assert max(ports) == 8

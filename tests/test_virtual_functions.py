@@ -1,0 +1,238 @@
+"""The keeper of virtual functions on a device tree whose driver is played; the kernel's own is in
+tests/lab/test_vm_vfs.py."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+from attrs import define, field
+
+from arcsup import virtual_functions
+from arcsup.errors import ArcsupError, Refused, Stuck, Terminal, Transient
+from arcsup.host.inventory import observe_inventory
+from arcsup.host.pci_ids import PciIds
+from arcsup.host.surroundings import Surroundings
+from arcsup.host.sysfs import Sysfs
+from arcsup.host.writer import comes_true
+from arcsup.spec.config import GpuPolicy
+from arcsup.virtual_functions import VfJournal, VfKeeper
+from tests.trees import Tree
+
+CARD, OTHER = "0000:41:00.0", "0000:42:00.0"
+BOOT = "this boot"
+
+
+@define
+class Driver:
+    """Makes virtual functions by links, as the kernel does; ``answers`` are what it says first."""
+
+    tree: Tree
+    answers: list[ArcsupError] = field(factory=list)
+    asked: list[tuple[str, int]] = field(factory=list)
+    made_all_the_same: int | None = None
+    blocked: Mapping[str, trio.Event] = field(factory=dict)
+
+    async def enable_vfs(self, address: str, count: int, sysfs: Sysfs) -> None:
+        self.asked.append((address, count))
+        if address in self.blocked:
+            await self.blocked[address].wait()
+        await trio.lowlevel.checkpoint()
+        if self.answers:
+            if self.made_all_the_same is not None:
+                self.make(address, self.made_all_the_same)
+            raise self.answers.pop(0)
+        self.make(address, count)
+
+    def make(self, address: str, count: int) -> None:
+        pf = f"devices/pci0000:00/{address}"
+        for link in (self.tree.root / pf).glob("virtfn*"):
+            link.unlink()
+        for number in range(count):
+            vf = f"{address[:-1]}{number + 1}"
+            if not (self.tree.root / f"devices/pci0000:00/{vf}").exists():
+                self.tree.populate_pci(vf, pci_class="0x120000", ids="8086:56c0", group=10 + number)
+            self.tree.link(f"{pf}/virtfn{number}", f"devices/pci0000:00/{vf}")
+
+
+@define
+class World:
+    """A keeper, and what it has told and when it has called."""
+
+    keeper: VfKeeper
+    driver: Driver
+    told: list[tuple[str, str]]
+    calls: list[float]
+
+    def tend(self, *entries: GpuPolicy, users: Mapping[str, str] | None = None) -> None:
+        inventory = observe_inventory(Sysfs(self.driver.tree.root), Surroundings(PciIds(())))
+        self.keeper.tend(inventory, entries, users or {})
+
+    def count(self, address: str = CARD) -> int:
+        return len(list((self.driver.tree.root / f"bus/pci/devices/{address}").glob("virtfn*")))
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Tree:
+    tree = Tree(tmp_path / "sys")
+    for number, address in enumerate((CARD, OTHER)):
+        tree.populate_pci(
+            address,
+            pci_class="0x120000",
+            ids="8086:56c0",
+            driver="xe",
+            group=number,
+            files={"sriov_totalvfs": "8\n"},
+        )
+    return tree
+
+
+@asynccontextmanager
+async def open_world(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, state: Path
+) -> AsyncIterator[World]:
+    driver = Driver(tree)
+    monkeypatch.setattr(virtual_functions, "enable_vfs", driver.enable_vfs)
+    told: list[tuple[str, str]] = []
+    calls: list[float] = []
+    async with trio.open_nursery() as nursery:
+        keeper = VfKeeper(
+            tree.root,
+            VfJournal.load(state / "vfs.json", BOOT),
+            lambda kind, message: told.append((kind, message)),
+            lambda: calls.append(trio.current_time()),
+            nursery,
+        )
+        yield World(keeper, driver, told, calls)
+        nursery.cancel_scope.cancel()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Wait for what tasks and threads do."""
+    assert await comes_true(lambda: bool(condition()), seconds=60)
+
+
+async def test_a_card_gets_its_virtual_functions_and_the_daemon_looks_again(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.tend(GpuPolicy(CARD, vfs=3))
+        why = {CARD: "its virtual functions are being changed from 0 to 3"}
+        assert world.keeper.busy == why, "nothing of it is given meanwhile"
+        world.tend(GpuPolicy(CARD, vfs=3))
+        await until(lambda: world.calls)
+
+        assert world.driver.asked == [(CARD, 3)], "once"
+        assert world.count() == 3
+        assert world.keeper.busy == {}
+        assert world.told == [("vfs-set", f"{CARD} has 3 virtual functions now")]
+        world.tend(GpuPolicy(CARD, vfs=3))
+        assert len(world.driver.asked) == 1
+    kept = json.loads((tmp_path / "vfs.json").read_text())
+    assert kept == {"bootId": BOOT, "cards": {CARD: [3]}}
+
+
+async def test_the_journal_says_so_before_anything_is_written(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.blocked = {CARD: trio.Event()}
+        world.tend(GpuPolicy(CARD, vfs=3))
+        await until(lambda: world.driver.asked)
+        assert json.loads((tmp_path / "vfs.json").read_text())["cards"] == {CARD: [3, 8]}
+    # The daemon ended there, and the kernel made them all the same: they are ours.
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.make(CARD, 3)
+        world.tend(GpuPolicy(CARD, vfs=0))
+        await until(lambda: not world.count())
+
+
+async def test_a_kernel_that_does_not_answer_holds_up_no_other_card(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.blocked = {CARD: trio.Event()}
+        world.tend(GpuPolicy("*", vfs=2))
+        await until(lambda: world.count(OTHER))
+        assert world.count(CARD) == 0
+        assert CARD in world.keeper.busy
+
+
+async def test_what_somebody_else_enabled_is_left_and_said_once(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vfs.json").write_text(json.dumps({"bootId": "another", "cards": {CARD: [2]}}))
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.make(CARD, 2)
+        for _ in range(2):
+            world.tend(GpuPolicy(CARD, vfs=4))
+        because = f"{CARD}: it has 2 virtual functions, not 4, and not by arcsup"
+        assert world.told == [("vfs-left", because)]
+        assert world.keeper.findings() == [because]
+        assert world.driver.asked == []
+        world.tend(GpuPolicy(CARD))
+        assert world.keeper.findings() == []
+
+
+async def test_what_went_meanwhile_is_nobodys_when_it_comes_again(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vfs.json").write_text(json.dumps({"bootId": BOOT, "cards": {CARD: [2]}}))
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.tend(GpuPolicy(CARD))
+        world.driver.make(CARD, 2)
+        world.tend(GpuPolicy(CARD, vfs=4))
+        assert world.driver.asked == []
+
+
+@pytest.mark.parametrize(
+    "error", [Transient("busy"), Refused("in use"), Stuck("no answer")], ids=str
+)
+async def test_what_may_get_better_is_tried_again_after_a_while(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: ArcsupError
+) -> None:
+    monkeypatch.setattr(virtual_functions, "RETRY_SECONDS", 0.05)
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.answers = [error]
+        world.tend(GpuPolicy(CARD, vfs=3))
+        await until(lambda: world.told)
+        assert world.told[0] == ("vfs-left", f"{CARD}: {error.message}")
+        assert world.keeper.busy[CARD].endswith(f"could not be enabled: {error.message}")
+
+        def tended() -> bool:
+            world.tend(GpuPolicy(CARD, vfs=3))
+            return world.count() == 3 and not world.keeper.findings()
+
+        await until(tended)
+        assert world.keeper.busy == {}
+
+
+async def test_what_is_hopeless_is_tried_again_only_when_the_operator_says_so(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.answers = [Terminal("it can have 8", "lower the number")]
+        world.tend(GpuPolicy(CARD, vfs=30))
+        await until(lambda: world.told)
+        world.tend(GpuPolicy(CARD, vfs=30))
+        assert len(world.driver.asked) == 1
+        assert world.keeper.findings() == [f"{CARD}: it can have 8 (lower the number)"]
+        world.keeper.retry()
+        world.tend(GpuPolicy(CARD, vfs=3))
+        await until(lambda: world.count() == 3)
+
+
+async def test_a_card_that_makes_fewer_is_not_cycled_again_and_again(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.answers, world.driver.made_all_the_same = [Transient("2 were made")], 2
+        world.tend(GpuPolicy(CARD, vfs=3))
+        await until(lambda: world.told)
+        world.tend(GpuPolicy(CARD, vfs=3))
+        assert world.driver.asked == [(CARD, 3)]
+        assert world.keeper.busy == {}, "those that are there can be given"
+        world.tend(GpuPolicy(CARD, vfs=0))
+        await until(lambda: not world.count())
