@@ -94,7 +94,11 @@ def test_the_help_of_every_verb_tells_what_it_does_with_an_example(verb: str) ->
 
     assert text.splitlines()[0].endswith(".")
     assert len(text.splitlines()[0]) <= 80
-    assert f"arcsup {verb}" in text.partition("Example:")[2]
+    summary, *paragraphs, example = text.replace("\b", "").strip().split("\n\n")
+    assert summary
+    assert paragraphs, "a paragraph says what else one has to know"
+    assert example.strip().startswith("Example:")
+    assert f"arcsup {verb}" in example
 
 
 def test_both_names_are_the_same_program(run_dir: Path, tmp_path: Path) -> None:

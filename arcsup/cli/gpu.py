@@ -23,6 +23,10 @@ from arcsup.errors import DaemonUnreachable, ExitCode, NoSuchObject
 def gpu(ctx: click.Context) -> None:
     """See the host's GPUs, what they offer, what is cut from them, and whose it is.
 
+    A slice is what one GPU request of a VM gets: a mediated device, a vendor's vGPU, a virtual
+    function or a whole function. VMs get theirs by themselves; these verbs look, and settle what
+    arcsup must not decide alone.
+
     \b
     Example:
       arcsup gpu list --offline
@@ -46,6 +50,9 @@ def list_(
     session: Session, tree: bool, offline: bool, output: str, **options: Unpack[PlaceOptions]
 ) -> int:
     """List GPUs: what each is, what it offers and how full it is.
+
+    Virtual functions are counted with their card. A GPU that VMs cannot use says why; --offline
+    looks at the device tree without asking the daemon.
 
     \b
     Example:

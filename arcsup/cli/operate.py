@@ -132,6 +132,9 @@ restart = _make_settling(
     "restart",
     """Stop as `stop` does, then start with the file as it is now.
 
+    This is what applies a change that a running VM cannot take on (`arcsup list` calls it
+    pending). The switches of `arcsup start`, such as --disable-gpu, end with the run before.
+
     \b
     Example:
       arcsup restart 'web-*'
@@ -140,6 +143,9 @@ restart = _make_settling(
 reset = _make_immediate(
     "reset",
     """Press the reset button; QEMU goes on.
+
+    The guest gets no chance to write what it has in memory. The VM's process, its sockets and its
+    devices stay, and so does the version of the file that it was started with.
 
     \b
     Example:
@@ -150,6 +156,9 @@ pause = _make_immediate(
     "pause",
     """Halt a VM's processors, until `arcsup resume`.
 
+    Its memory and devices stay taken, and its clock stands still. A VM may also be paused by QEMU
+    itself, when a disk of the host is full; `arcsup why` tells.
+
     \b
     Example:
       arcsup pause web
@@ -159,6 +168,9 @@ resume = _make_immediate(
     "resume",
     """Let a paused VM go on.
 
+    Whether it was paused by `arcsup pause` or by QEMU because of a disk error; in that case the
+    guest tries again what failed. Exits with 6 when the VM is not paused.
+
     \b
     Example:
       arcsup resume web
@@ -167,6 +179,9 @@ resume = _make_immediate(
 clear = _make_immediate(
     "clear",
     """Leave `failed`: try again, with a fresh restart budget.
+
+    A VM has failed when it crashed more often than its `restart` allows, or when QEMU refused its
+    command line; `arcsup why` says which. A change of its file does the same as this verb.
 
     \b
     Example:

@@ -144,6 +144,10 @@ def _get_status(session: Session, name: str) -> StatusJson:
 def show(session: Session, name: str, output: str) -> int:
     """Show what a VM's file asks for, with every default filled in.
 
+    That is the file's last version without faults, as arcsup understands it: the keys of a native
+    file also where it is one of LibVF.IO. A VM that runs may still have an earlier one, or be in
+    another mode; `arcsup status` tells, and `arcsup qemu` shows the command line.
+
     \b
     Example:
       arcsup show web > copy.yaml
