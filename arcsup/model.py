@@ -155,7 +155,10 @@ class Boot:
 
 @frozen
 class Disk:
-    """``size_mib`` lets a missing image be made; ``base`` makes it an overlay of that image."""
+    """``size_mib`` lets a missing image be made; ``base`` makes it an overlay of that image.
+
+    ``ephemeral``: what the guest writes goes to an overlay that lasts one run.
+    """
 
     path: str
     size_mib: MiB | None = None
@@ -163,6 +166,7 @@ class Disk:
     bus: DiskBus = DiskBus.VIRTIO
     readonly: bool = False
     base: str | None = None
+    ephemeral: bool = False
 
 
 @frozen

@@ -28,6 +28,7 @@ from arcsup.plan.lifecycle import Phase
 from arcsup.plan.mode import NORMAL, Mode
 from arcsup.plan.plan import Intent
 from arcsup.reconcile import Reconciler
+from arcsup.saving import check_saving
 from arcsup.show import show_bad_file, show_vm
 from arcsup.spec.native import load_vm, vm_to_native
 from arcsup.steps import list_steps
@@ -185,16 +186,22 @@ class Operator:
             why = vm.faults[0] if vm.faults else f"VM {name} goes by another version of it"
             raise Refused(f"{file}: {why}", f"arcsup status {name}")
 
-    async def stop(self, name: str) -> None:
-        """Want the VM to be stopped, durably."""
+    async def stop(self, name: str, *, save: bool = False) -> None:
+        """Want the VM to be stopped, durably; ``save``: keep what its ephemeral disks took."""
         vm = self.fleet.find(name)
+        if save:
+            await check_saving(self.fleet, vm)
         if vm.record.intent is not Intent.KILL or vm.phase is Phase.DOWN:
-            await self._want(vm, Intent.STOP, "asked to stop it", mode=_mode_until_down(vm))
+            # Who asked for that once still wants it when he asks again.
+            save = save or (vm.record.save and vm.running is not None)
+            await self._want(
+                vm, Intent.STOP, "asked to stop it", mode=_mode_until_down(vm), save=save
+            )
 
     async def kill(self, name: str) -> None:
-        """Pull the plug and want the VM to be stopped, durably."""
+        """Pull the plug and want the VM to be stopped, durably; nothing ephemeral is kept."""
         vm = self.fleet.find(name)
-        await self._want(vm, Intent.KILL, "asked to kill it", mode=_mode_until_down(vm))
+        await self._want(vm, Intent.KILL, "asked to kill it", mode=_mode_until_down(vm), save=False)
 
     async def restart(self, name: str) -> None:
         """Stop as ``stop`` does, then start with the file as it is now, in no mode."""
@@ -276,6 +283,11 @@ class Operator:
                 f"{name} is {shown.state} after {timeout:g} s: {shown.reason or 'no reason known'}",
                 f"`arcsup why {name}` says more; it may still happen",
             )
+        if vm.not_saved and verb == "stop":
+            raise ArcsupError(
+                f"{name} is stopped, but not saved: {vm.not_saved}",
+                "`arcsup image commit` saves it once that is mended",
+            )
         if verb not in ("stop", "kill") and vm.record.failure is not None:
             raise ArcsupError(
                 f"{name} failed: {vm.record.failure.because}",
@@ -313,10 +325,17 @@ class Operator:
         return condition()
 
     async def _want(
-        self, vm: ManagedVm, intent: Intent, what: str, *, mode: Mode, fresh: bool = False
+        self,
+        vm: ManagedVm,
+        intent: Intent,
+        what: str,
+        *,
+        mode: Mode,
+        fresh: bool = False,
+        **more: object,
     ) -> None:
         boot = self.fleet.workshop.boot_id
-        changes: dict[str, Any] = {"intent": intent, "intent_boot": boot, "mode": mode}
+        changes: dict[str, Any] = {"intent": intent, "intent_boot": boot, "mode": mode, **more}
         if fresh:
             changes |= FRESH
         await vm.save(self.fleet.workshop, **changes)

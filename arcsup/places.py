@@ -61,6 +61,10 @@ class Places:
         """The directory that relative paths in VM files are relative to."""
         return self.state / "images"
 
+    def overlays_of(self, name: str) -> Path:
+        """Return the folder of what a VM writes to its ephemeral disks; no image list shows it."""
+        return self.images / ".ephemeral" / name
+
     def run_of(self, name: str) -> Path:
         """Return a VM's runtime folder: its sockets and its lock."""
         return self.run / name

@@ -200,8 +200,8 @@ class FakeSupervisor:
         await trio.lowlevel.checkpoint()
         return VmName(file.stem)
 
-    async def stop(self, name: str) -> None:
-        await self._act("stop", name, State.STOPPED)
+    async def stop(self, name: str, *, save: bool = False) -> None:
+        await self._act("stop --save" if save else "stop", name, State.STOPPED)
 
     async def kill(self, name: str) -> None:
         await self._act("kill", name, State.STOPPED)

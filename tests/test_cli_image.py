@@ -5,8 +5,6 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from arcsup.vm import image_changes, qemu_img
 from arcsup.vm.image_lock import hold_image
 from tests.cli_runner import Cli
 from tests.fake_supervisor import FakeSupervisor
+from tests.open_images import open_for_writing
 
 pytestmark = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
 
@@ -66,21 +65,6 @@ def qemu(*argv: str) -> str:
 @pytest.fixture
 def store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Store:
     return Store(tmp_path, capsys)
-
-
-@contextmanager
-def open_for_writing(image: Path) -> Iterator[int]:
-    """Have a program of QEMU's write to an image for the length of the block."""
-    argv = ["qemu-io", "-f", "qcow2", str(image)]
-    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    # An answer to a first write shows that the image is open.
-    process.stdin.write("write 0 512\n")
-    process.stdin.flush()
-    assert "wrote" in process.stdout.readline()
-    yield process.pid
-    process.communicate("quit\n")
 
 
 # --- list ----------------------------------------------------------------------------------------

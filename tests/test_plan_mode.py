@@ -73,6 +73,17 @@ def test_preinstall_keeps_the_gpu_and_shared_memory_and_adds_the_guest_tools() -
     assert vm.display.type is DisplayType.VNC
 
 
+def test_what_is_installed_is_kept_also_on_ephemeral_disks() -> None:
+    vm = evolve(WINDOWS, disks=(Disk("windows.qcow2", ephemeral=True),))
+
+    kept = {
+        purpose: not in_mode(vm, Mode(purpose)).disks[0].ephemeral
+        for purpose in (Purpose.PREINSTALL, Purpose.SAFE)
+    }
+    assert kept == {Purpose.PREINSTALL: True, Purpose.SAFE: False}
+    assert not in_mode(vm, CREATE).disks[0].ephemeral
+
+
 def test_the_safe_mode_differs_in_the_screen_alone() -> None:
     vm = in_mode(WINDOWS, Mode(Purpose.SAFE))
 

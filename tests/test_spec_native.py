@@ -187,7 +187,7 @@ def test_a_mac_of_digits_only_needs_no_quotes_although_yaml_takes_it_for_a_numbe
         ("disks: [{size: 1G}]", "disks[0].path: is missing"),
         (
             "disks: {path: a}",
-            "disks: expected a list of a map of path, size, format, bus, readonly, base, got a map",
+            "a map of path, size, format, bus, readonly, base, ephemeral, got a map",
         ),
         (
             "gpus: [{kind: virtio, minVRam: 1}]",

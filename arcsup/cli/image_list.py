@@ -60,7 +60,8 @@ def _walk(folder: Path) -> Iterator[Path]:
         if isinstance(error, PermissionError):
             raise NotPermitted(f"{error.filename}: you may not look there")
 
-    for parent, _, names in os.walk(folder, onerror=refuse):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 

@@ -15,7 +15,10 @@ UP = frozenset({"starting", "running", "paused", "stopping"})
 
 
 class UserJson(TypedDict):
-    """One VM's use of an image: ``use`` is disk, base, cdrom or boot, ``state`` null: unknown."""
+    """One VM's use of an image; ``state`` null: unknown.
+
+    ``use`` is disk, ephemeral (a disk whose image is only read), base, cdrom or boot.
+    """
 
     vm: str
     state: str | None
@@ -45,7 +48,7 @@ class Users:
 
     def _list_uses(self, definition: Mapping[str, Any]) -> Iterator[tuple[Path, str]]:
         for disk in definition.get("disks", ()):
-            yield self.resolve(disk["path"]), "disk"
+            yield self.resolve(disk["path"]), "ephemeral" if disk.get("ephemeral") else "disk"
             if disk.get("base"):
                 yield self.resolve(disk["base"]), "base"
         for path in definition.get("cdroms", ()):

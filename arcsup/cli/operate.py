@@ -73,9 +73,10 @@ def _tell_what_for(session: Session, targets: set[str]) -> None:
             print(plain(f"{vm['name']} is {vm['state']}: {vm['reason']}"), file=sys.stderr)
 
 
-def _post(session: Session, verb: str, wait: float | None, name: str) -> StatusJson:
-    query = None if wait is None else {"wait": f"{wait:g}"}
-    answer: StatusJson = session.client.post(vm_path(name, verb), query=query, patience=wait or 0)
+def _post(session: Session, verb: str, wait: float | None, name: str, **more: str) -> StatusJson:
+    query = more if wait is None else {"wait": f"{wait:g}", **more}
+    path = vm_path(name, verb)
+    answer: StatusJson = session.client.post(path, query=query, patience=wait or 0)
     return answer
 
 
@@ -106,17 +107,31 @@ def _make_immediate(verb: str, text: str) -> click.Command:
     return command
 
 
-stop = _make_settling(
-    "stop",
+@click.command()
+@names_argument
+@click.option("--save", is_flag=True, help="Keep what was written to ephemeral disks.")
+@no_wait_option
+@timeout_option
+@click.pass_obj
+def stop(
+    session: Session, names: tuple[str, ...], save: bool, no_wait: bool, timeout: float
+) -> int:
     """Ask the guest to power down, then insist.
 
-    The VM stays stopped, across daemon restarts and reboots, until `arcsup start`.
+    The VM stays stopped, across daemon restarts and reboots, until `arcsup start`. With --save,
+    what it wrote to disks with `ephemeral: true` becomes the content of their images; that takes
+    as long as copying them.
 
     \b
     Example:
       arcsup stop web --timeout 90s
-    """,
-)
+      arcsup stop windows --save
+    """
+    more = {"save": "1"} if save else {}
+    act = partial(_post, session, "stop", None if no_wait else timeout, **more)
+    return operate(session, session.match(names), act)
+
+
 kill = _make_settling(
     "kill",
     """Pull the plug: end QEMU at once; the guest may lose data.

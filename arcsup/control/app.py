@@ -1,6 +1,7 @@
 """The routes of the control socket: each asks the supervisor and shows its answer as JSON."""
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from arcsup.control.requests import (
     answer_errors,
     make_error,
     read_body,
+    take_flag,
     take_number,
     take_object,
     take_seconds,
@@ -136,6 +138,11 @@ class Control:
         )
         return JSONResponse(view_status(status), status_code=201 if created else 200)
 
+    async def stop(self, request: Request) -> Response:
+        """Stop a VM; ``save`` keeps what it wrote to its ephemeral disks."""
+        stop = partial(self._supervisor.stop, save=take_flag(request, "save"))
+        return await self.command("stop", stop, settles=True)(request)
+
     async def run_qmp(self, request: Request) -> Response:
         """Run one QMP command on the daemon's monitor."""
         body = await read_body(request)
@@ -251,7 +258,6 @@ class Control:
     def _command_operations(self) -> list[Operation]:
         supervisor = self._supervisor
         settling = {
-            "stop": (supervisor.stop, "Ask the guest to power down, then insist; stays stopped"),
             "kill": (supervisor.kill, "Pull the plug; stays stopped"),
             "restart": (supervisor.restart, "Stop, then start with the file as it is now"),
         }
@@ -262,6 +268,15 @@ class Control:
             "clear": (supervisor.clear, "Leave failed with a fresh restart budget"),
         }
         return [
+            Operation(
+                "POST",
+                "/v1/vms/{name}/stop",
+                "Ask the guest to power down, then insist; stays stopped",
+                self.stop,
+                StatusJson,
+                query=_WAIT_QUERY | {"save": "1: keep what was written to ephemeral disks"},
+            ),
+        ] + [
             Operation(
                 "POST",
                 f"/v1/vms/{{name}}/{verb}",

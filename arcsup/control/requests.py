@@ -134,6 +134,14 @@ def take_number(request: Request, parameter: str) -> int:
     return int(text)
 
 
+def take_flag(request: Request, parameter: str) -> bool:
+    """Return a query parameter that is 0 or 1, False when absent. Raises UsageError."""
+    text = request.query_params.get(parameter, "0")
+    if text not in {"0", "1"}:
+        raise UsageError(f"{parameter} must be 0 or 1, got {text[:40]!r}")
+    return text == "1"
+
+
 async def while_wanted(
     request: Request, closing: trio.Event, work: Callable[[], Awaitable[T]]
 ) -> T:

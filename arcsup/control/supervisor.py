@@ -91,8 +91,11 @@ class Supervisor(Protocol):
         """Run the VM of a file: until it is stopped, if the VM directory has it not. SpecError."""
         ...
 
-    async def stop(self, name: str) -> None:
-        """Want the VM to be stopped, durably; the guest is asked first."""
+    async def stop(self, name: str, *, save: bool = False) -> None:
+        """Want the VM to be stopped, durably; the guest is asked first.
+
+        ``save``: what it wrote to its ephemeral disks is kept. Refused where that cannot be.
+        """
         ...
 
     async def kill(self, name: str) -> None:

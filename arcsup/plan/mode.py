@@ -57,11 +57,16 @@ def in_mode(vm: Vm, mode: Mode) -> Vm:
         case Purpose.NORMAL:
             return vm
         case Purpose.CREATE:
-            return _for_installer(vm, mode)
+            return _with_lasting_disks(_for_installer(vm, mode))
         case Purpose.PREINSTALL:
-            return evolve(_with_screen(vm), guest_tools=True)
+            return _with_lasting_disks(evolve(_with_screen(vm), guest_tools=True))
         case Purpose.SAFE:
             return _with_screen(vm)
+
+
+def _with_lasting_disks(vm: Vm) -> Vm:
+    """Keep all that is written: what is being installed is to be there in every later run."""
+    return evolve(vm, disks=tuple(evolve(disk, ephemeral=False) for disk in vm.disks))
 
 
 def _without_gpus(vm: Vm) -> Vm:

@@ -59,6 +59,8 @@ def check_disk(disk: Disk) -> Findings:
     if disk.readonly and (disk.size_mib is not None or disk.base is not None):
         key = "base" if disk.base is not None else "size"
         yield key, "makes an image that nothing can be written to; remove it or `readonly`"
+    if disk.readonly and disk.ephemeral:
+        yield "ephemeral", "keeps nothing that is written, and `readonly` lets nothing be written"
 
 
 def _check_gpu_kind(gpu: GpuRequest) -> Findings:

@@ -96,8 +96,11 @@ DISK = Struct(
         Key("bus", Choice(model.DiskBus), "what the guest sees the disk on"),
         Key("readonly", FLAG, "the guest cannot write"),
         Key("base", FILE, "image that this one is an overlay of; it is never written to"),
+        Key(
+            "ephemeral", FLAG, "what the guest writes is thrown away, unless `stop --save` keeps it"
+        ),
     ),
-    (Rule(("path", "size", "format", "readonly", "base"), rules.check_disk),),
+    (Rule(("path", "size", "format", "readonly", "base", "ephemeral"), rules.check_disk),),
 )
 
 GPU = Struct(

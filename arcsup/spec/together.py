@@ -120,7 +120,9 @@ def _claims(vm: Vm, resolve: Callable[[str], str]) -> Iterator[_Claim]:
     for number, disk in enumerate(vm.disks):
         image = resolve(disk.path)
         path = f"disks[{number}].path"
-        yield _Claim(("image", image), not disk.readonly, path, f"image {disk.path}")
+        # An ephemeral disk is only read until somebody asks to keep what was written.
+        written = not (disk.readonly or disk.ephemeral)
+        yield _Claim(("image", image), written, path, f"image {disk.path}")
         if disk.base is not None:
             base = resolve(disk.base)
             yield _Claim(("image", base), False, f"disks[{number}].base", f"image {disk.base}")

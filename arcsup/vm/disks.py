@@ -108,7 +108,8 @@ def _check_image(path: Path, disk: Disk, what: str) -> None:
     except OSError as error:
         raise Terminal(f"{what}: {error.strerror}", hint="check its owner and its mode") from error
     # Not by opening it: udev takes a block device that was open for writing for a changed one.
-    if not disk.readonly and not os.access(path, os.W_OK):
+    written = not (disk.readonly or disk.ephemeral)
+    if written and not os.access(path, os.W_OK):
         raise Terminal(f"{what}: cannot be written", hint="check its owner, or say readonly: true")
     if is_qcow2 is not (disk.format is DiskFormat.QCOW2):
         found = "qcow2" if is_qcow2 else "no qcow2 image"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import trio
 
-from arcsup.errors import Refused, Terminal
+from arcsup.errors import NotPermitted, Refused, Terminal
 from arcsup.vm.image_files import part_of, publish, replace
 from arcsup.vm.image_lock import hold_image
 from arcsup.vm.qemu_img import (
@@ -52,14 +52,11 @@ async def commit_image(overlay: Path, report: Report) -> Path:
     between leaves the old base, or the new one under an overlay that adds nothing to it.
     Raises Refused when somebody uses one of them or they have snapshots, Terminal, Transient.
     """
-    # What replaces a symbolic link must go where it leads.
     image = await observe_image(overlay.resolve())
     if image.base is None:
         raise Refused(f"{overlay} is no overlay: there is no base to commit to")
-    base = await observe_image(image.base.resolve())
-    for one in (image, base):
-        _refuse_snapshots(one)
-        _refuse_device(one)
+    _refuse_snapshots(image)
+    base = await check_committable(image.base)
     async with AsyncExitStack() as held:
         for path in (image.path, base.path):
             await held.enter_async_context(hold_image(path))
@@ -72,6 +69,21 @@ async def commit_image(overlay: Path, report: Report) -> Path:
             await change_image(Path(part.name), *empty)
             await trio.to_thread.run_sync(replace, part, image.path)
     return base.path
+
+
+async def check_committable(base: Path) -> Image:
+    """Return an image that a new one can take the place of. Refused, Terminal, Transient."""
+    # What replaces a symbolic link must go where that leads.
+    image = await observe_image(base.resolve())
+    _refuse_snapshots(image)
+    if image.path.is_block_device():
+        raise Refused(
+            f"{image.path} is a block device, which no finished copy can be moved over",
+            "`qemu-img commit` writes into it",
+        )
+    if not os.access(image.path.parent, os.W_OK):
+        raise NotPermitted(f"{image.path.parent}: you may not put a new image there")
+    return image
 
 
 async def take_snapshot(path: Path, name: str) -> None:
@@ -125,14 +137,6 @@ def _refuse_snapshots(image: Image) -> None:
         raise Refused(
             f"{image.path} has snapshots ({names}), which would be lost",
             f"arcsup image snapshot --delete {image.path} {image.snapshots[0].name}",
-        )
-
-
-def _refuse_device(image: Image) -> None:
-    if image.path.is_block_device():
-        raise Refused(
-            f"{image.path} is a block device, which no finished copy can be moved over",
-            "`qemu-img commit` writes into it",
         )
 
 

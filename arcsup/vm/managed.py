@@ -115,6 +115,8 @@ class ManagedVm:
     order: StopOrder | None = None
     ordered: trio.Event = field(factory=trio.Event)
     stop_steps: tuple[RungTaken, ...] = ()
+    not_saved: str = ""
+    """Why what its last QEMU wrote to ephemeral disks could not be kept, and where it is."""
     conditions: dict[str, Condition] = field(factory=dict)
     reason: str = ""
     """What ``list`` says beside the phase, while the process is up."""

@@ -12,6 +12,7 @@ from arcsup.plan.mode import NORMAL, Mode, in_mode
 from arcsup.spec.native import load_vm
 from arcsup.vm.commandline import build_command_line
 from arcsup.vm.disks import creation_command, resolve_image
+from arcsup.vm.ephemeral import overlay_command
 from arcsup.vm.resources import Needs, find_needs
 from arcsup.vm.sockets import Listener
 from arcsup.vm.tpm import tpm_folder
@@ -63,4 +64,8 @@ def _prepare(vm: Vm, needs: Needs, places: Places) -> tuple[Argv, ...]:
             folders.append(path.parent)
             what = f"disks[{index}]: {path}"
             commands.append(creation_command(disk, places.images, what)(str(path)))
+        if disk.ephemeral:
+            overlay = resolve_image(needs.vm.disks[index].path, places.images)
+            folders.append(overlay.parent)
+            commands.append(overlay_command(needs.vm.disks[index], disk, str(overlay)))
     return (("mkdir", "-p", "-m", "700", *map(str, folders)), *commands)

@@ -85,6 +85,7 @@ class Record:
     VM directory: it is forgotten once it was stopped, and ``lasting`` ones (made by `create`) when
     the operator stops them or the host restarts. ``mode`` is that of the run that the operator
     asked for; it is set back once that is over.
+    ``save``: what it writes to its ephemeral disks is kept when it ends.
     """
 
     name: VmName
@@ -104,6 +105,7 @@ class Record:
     last_exit: LastExit | None = None
     launch: Launch | None = None
     slices: tuple[OwnedSlice, ...] = ()
+    save: bool = False
     since: datetime | None = None
     format: int = field(default=FORMAT)
 

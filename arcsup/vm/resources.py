@@ -16,6 +16,7 @@ from arcsup.vm.capabilities import find_qemu, probe_capabilities
 from arcsup.vm.commandline import Resources, SliceDevice, Sockets
 from arcsup.vm.disks import check_files, create_missing_disks, find_medium
 from arcsup.vm.displays import DISPLAY_SOCKET, find_render_node, wants_gl
+from arcsup.vm.ephemeral import create_overlays, with_overlays
 from arcsup.vm.firmware import create_vars, find_firmware, vars_file
 from arcsup.vm.networks import check_networks
 from arcsup.vm.pinning import choose_numa_node
@@ -47,6 +48,7 @@ async def create_files(vm: Vm, places: Places) -> None:
     """
     built = with_guest_tools(vm)
     await create_missing_disks(built, places.images)
+    await create_overlays(vm, places)
     await trio.to_thread.run_sync(check_files, built, places.images, abandon_on_cancel=True)
     if (firmware := find_firmware(vm.firmware)) is not None:
         create_vars(firmware.template, vars_file(places.state, vm.name))
@@ -67,7 +69,7 @@ async def find_needs(
 
     Raises Terminal for what this host does not have.
     """
-    built = with_guest_tools(vm)
+    built = with_overlays(with_guest_tools(vm), places)
     qemu = find_qemu(vm)
     capabilities = await probe_capabilities(qemu, places.state / "cache")
     accel = await find_accel(vm.accel, qemu, places.run, str(boot_id()))

@@ -32,6 +32,7 @@ from arcsup.plan.restart import (
 )
 from arcsup.spec.native import load_vm
 from arcsup.vm.cleanup import end_helpers, remove_runtime_folder
+from arcsup.vm.ephemeral import remove_overlays, settle_overlays
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.launch import bring_up, find_last_words, start_qemu
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
@@ -69,6 +70,7 @@ def begin(vm: ManagedVm, because: str) -> None:
     vm.adopted = False
     vm.evidence = Evidence(was_ready=False)
     vm.ready = trio.Event()
+    vm.not_saved = ""
     vm.conditions.clear()
 
 
@@ -124,6 +126,7 @@ async def _resume(vm: ManagedVm, workshop: Workshop) -> None:
 async def _undo(vm: ManagedVm, workshop: Workshop) -> None:
     """Half started is not failed: it is undone, and costs nothing."""
     await _tidy_up(vm, workshop)
+    await remove_overlays(vm.name, workshop.places)
     await vm.save(workshop, launch=None)
     vm.running = None
     vm.step(Step.END)
@@ -291,11 +294,13 @@ async def _finish(
     """Tidy up after an end, decide what follows, and make both durable in that order."""
     exit_class = classify_exit(await _complete_evidence(vm, end))
     await _tidy_up(vm, workshop)
+    kept = await settle_overlays(vm, workshop)
     await run_hooks(vm, workshop, "postStop")
     if device_trouble:
         changes = _wait_for_device(workshop)
     else:
         changes = _consequences(vm, workshop, exit_class, detail, terminal=terminal)
+    changes |= kept
     now = datetime.now(UTC)
     last_exit = LastExit(exit_class, end.code, end.signal, now, detail or _took(vm))
     await vm.save(workshop, launch=None, last_exit=last_exit, since=now, **changes)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from arcsup.__main__ import main
-from arcsup.vm import disks, launch, process, record, supervise
+from arcsup.vm import disks, image_changes, launch, process, record, resources, supervise
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -54,6 +54,9 @@ def install() -> None:
         (process.GatedProcess, "open_gate"),
         (disks, "publish"),
         (launch, "create_shared_memory"),
+        (resources, "create_overlays"),
+        (image_changes, "replace"),
+        (supervise, "settle_overlays"),
         (supervise, "end_helpers"),
         (supervise, "remove_shared_memory"),
         (supervise, "remove_runtime_folder"),

@@ -14,6 +14,7 @@ from attrs import frozen
 
 from tests.leftovers import find_processes_naming, find_sockets
 from tests.qemu.daemon import TINY, Daemon, end
+from tests.qemu.guest_disks import holds, write_as_guest
 
 UUID_OF_ONE = uuid4()
 """Not derived: shared memory is named by it, and other runs on this machine have theirs."""
@@ -21,10 +22,12 @@ UUID_OF_ONE = uuid4()
 VM = f"""{TINY}uuid: {UUID_OF_ONE}
 tpm: true
 lookingGlass: true
-disks: [{{path: one.qcow2, size: 10MiB}}]
+disks:
+  - {{path: one.qcow2, size: 10MiB}}
+  - {{path: two.qcow2, size: 10MiB, ephemeral: true}}
 stop: {{timeout: 100ms}}
 """
-"""A VM with everything that a start makes: a disk, a program beside QEMU, shared memory."""
+"""A VM with everything that a start makes: disks, a program beside QEMU, shared memory."""
 
 Begin = Callable[[Daemon], None]
 
@@ -40,6 +43,10 @@ def remove_the_file(daemon: Daemon) -> None:
 def ask_to_stop(daemon: Daemon) -> None:
     # The daemon may die before it answers: the exit code says nothing here.
     daemon.arcsup("stop", "one", "--no-wait")
+
+
+def ask_to_save(daemon: Daemon) -> None:
+    daemon.arcsup("stop", "one", "--save", "--no-wait")
 
 
 def ask_to_restart(daemon: Daemon) -> None:
@@ -63,6 +70,7 @@ class Scenario:
 SCENARIOS = {
     "start": Scenario(drop_the_file, was_up=False, outcome="running"),
     "stop": Scenario(ask_to_stop, was_up=True, outcome="stopped"),
+    "save": Scenario(ask_to_save, was_up=True, outcome="stopped"),
     "restart": Scenario(ask_to_restart, was_up=True, outcome="running"),
     "removal": Scenario(remove_the_file, was_up=True, outcome="gone"),
     "crash": Scenario(kill_qemu, was_up=True, outcome="running"),
@@ -107,6 +115,7 @@ def play(top: Path, scenario: Scenario, point: int) -> list[str]:
     if scenario.was_up:
         drop_the_file(daemon)
         daemon.wait_for("one", "running")
+        write_as_guest(daemon, "one", "disk1", 7)
     before = daemon.qemus("one")
     go.touch()
     scenario.begin(daemon)
@@ -137,6 +146,8 @@ def check_promises(top: Path, scenario: Scenario) -> None:
         daemon.spawn()
         daemon.until(lambda: at_most_one_qemu(daemon) and settled(daemon, outcome), outcome)
         check_nothing_else(daemon, running=outcome == "running")
+        if scenario.begin is ask_to_save and outcome == "stopped":
+            assert holds(daemon.state / "images" / "two.qcow2", 7), "what it wrote was not saved"
         if left and scenario.begin is drop_the_file:
             assert daemon.qemus("one") == left, "the QEMU that had begun was not kept"
     finally:
@@ -163,5 +174,8 @@ def check_nothing_else(daemon: Daemon, *, running: bool) -> None:
     assert len(find_processes_naming(daemon.state / "tpm")) == running
     assert len(daemon.qemus()) == running
     assert Path(f"/dev/shm/kvmfr-{UUID_OF_ONE}").exists() == running
-    assert (daemon.state / "images" / "one.qcow2").is_file()
-    assert [*(daemon.state / "images").iterdir()] == [daemon.state / "images" / "one.qcow2"]
+    images = daemon.state / "images"
+    assert {path.name for path in images.glob("[!.]*")} == {"one.qcow2", "two.qcow2"}
+    overlays = [str(path.relative_to(images)) for path in images.glob(".ephemeral/*/*")]
+    assert overlays == [".ephemeral/one/disk1.qcow2"] * running
+    assert not [*images.glob(".*.part")]
