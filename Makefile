@@ -46,6 +46,14 @@ lab-shell: setup ## Open a shell in that machine
 install: ## Install for the system (PREFIX=/usr/local, DESTDIR=)
 	@PREFIX='$(PREFIX)' DESTDIR='$(DESTDIR)' contrib/install
 
+.PHONY: deb
+deb: setup ## Build a Debian package into dist/
+	@contrib/debian/build
+
+.PHONY: test-deb
+test-deb: deb ## Install, run, upgrade and remove it in a fresh Debian (SUITE=trixie)
+	@tests/packages/run $(if $(SUITE),$(SUITE),trixie)
+
 .PHONY: clean
 clean: ## Remove everything made here; the cache in ~/.cache/arcsup stays
 	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
