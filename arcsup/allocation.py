@@ -219,7 +219,7 @@ def _held(vm: ManagedVm) -> dict[Place, Held]:
             owned.id,
             in_use=vm.phase is not Phase.DOWN,
         )
-        for owned in vm.record.slices
+        for owned in vm.record.slices_in_use
         if owned.mac is None
     }
 

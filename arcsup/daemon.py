@@ -137,7 +137,7 @@ def _open_workshop(
 
     def became_ready(vm: ManagedVm, seconds: float) -> None:
         metrics.observe_time_to_running(seconds)
-        allocation.note_success(vm.record.slices)
+        allocation.note_success(vm.record.slices_in_use)
         if vm.record.slices:
             # NVIDIA's vendor interface tells of no vGPU that was made.
             dirty.mark("devices")

@@ -23,7 +23,7 @@ def allocate_networks(
     held = {
         (vm.name, owned.slot): owned.id
         for vm in asking
-        for owned in vm.record.slices
+        for owned in vm.record.slices_in_use
         if owned.mac is not None
     }
     return assign_network_vfs(requests, inventory, policy, held)

@@ -87,7 +87,7 @@ def _show_slices(vm: ManagedVm) -> tuple[SliceInUse, ...]:
             PciAddress(owned.parent),
             owned.vram_mib,
         )
-        for owned in vm.record.slices
+        for owned in vm.record.slices_in_use
         if owned.mac is None
     )
 

@@ -47,6 +47,7 @@ class OwnedSlice:
 
     ``type`` is the kernel's id. ``path`` is the device's folder, for QEMU's ``sysfsdev``.
     ``rebindings`` begin with the function itself. ``former_mac`` is what a network VF had.
+    ``left_over``: its VM went on with another, but it could not be given back yet.
     """
 
     backend: Backend
@@ -60,6 +61,7 @@ class OwnedSlice:
     vram_mib: MiB | None = None
     mac: str | None = None
     former_mac: str | None = None
+    left_over: bool = False
 
     @property
     def asked_by(self) -> str:

@@ -109,6 +109,11 @@ class Record:
     since: datetime | None = None
     format: int = field(default=FORMAT)
 
+    @property
+    def slices_in_use(self) -> tuple[OwnedSlice, ...]:
+        """Return what a QEMU has or gets, without what only waits to be given back."""
+        return tuple(owned for owned in self.slices if not owned.left_over)
+
 
 FRESH: dict[str, Any] = {"failure": None, "halted": "", "budget": Budget(), "retry_at": None}
 """What a person's start takes back: every earlier reason to stay down."""

@@ -36,7 +36,8 @@ class DeviceTrouble(Transient):
 async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ...]:
     """Make the slices that were chosen for ``vm`` and return them, ready for QEMU.
 
-    Those that it has and were not chosen again are given back. Raises DeviceTrouble.
+    Those that it has and were not chosen again are given back; one that does not come back is
+    kept in the record, and keeps nobody from another. Raises DeviceTrouble.
     """
     sysfs = Sysfs(workshop.places.sysfs)
     chosen = [await _prepare(choice, sysfs) for choice in vm.choices]
@@ -44,11 +45,11 @@ async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ..
     # What was bound before must not be remembered as what it is bound to now.
     taken = tuple(_take_up(owned, known.get(_identity(owned))) for owned in chosen)
     wanted = {_identity(owned) for owned in taken}
-    stale = tuple(owned for owned in vm.record.slices if _identity(owned) not in wanted)
+    unwanted = (owned for owned in vm.record.slices if _identity(owned) not in wanted)
+    stale = tuple(evolve(owned, left_over=True) for owned in unwanted)
     if taken or stale:
         await vm.save(workshop, slices=(*taken, *stale))
-    for owned in stale:
-        await _guard(vm, workshop, owned, remove_slice(owned, sysfs))
+    left = [owned for owned in stale if not await _give_back(vm, workshop, owned)]
     for owned in taken:
         await _guard(vm, workshop, owned, create_slice(owned, sysfs))
         if not await comes_true(partial(_usable, owned, sysfs), seconds=READY_SECONDS):
@@ -57,7 +58,7 @@ async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ..
         if _identity(owned) not in known:
             workshop.tell(vm.name, "device-taken", _in_words(owned), id=owned.id)
     if stale:
-        await vm.save(workshop, slices=taken)
+        await vm.save(workshop, slices=(*taken, *left))
     return taken
 
 
@@ -68,7 +69,9 @@ def _identity(owned: OwnedSlice) -> tuple[str, str, str | None]:
 
 def _take_up(owned: OwnedSlice, had: OwnedSlice | None) -> OwnedSlice:
     """Return what a VM had, for what asks for it now."""
-    return owned if had is None else evolve(had, slot=owned.slot, mac=owned.mac)
+    if had is None:
+        return owned
+    return evolve(had, slot=owned.slot, mac=owned.mac, left_over=False)
 
 
 def _usable(owned: OwnedSlice, sysfs: Sysfs) -> bool:
@@ -98,21 +101,29 @@ async def release_slices(vm: ManagedVm, workshop: Workshop) -> bool:
 
     Returns whether all are back. What is left stays in the record and is tried again.
     """
-    sysfs = Sysfs(workshop.places.sysfs)
     for owned in vm.record.slices:
-        try:
-            await remove_slice(owned, sysfs)
-        except ArcsupError as error:
-            vm.set_condition("DevicesReturned", type(error).__name__, error.message, status=False)
-            workshop.tell(vm.name, "device-kept", f"{owned.id}: {error.message}", id=owned.id)
-            continue
-        left = tuple(other for other in vm.record.slices if other.id != owned.id)
-        await vm.save(workshop, slices=left)
-        workshop.tell(vm.name, "device-returned", _in_words(owned), id=owned.id)
+        if await _give_back(vm, workshop, owned):
+            left = tuple(other for other in vm.record.slices if other is not owned)
+            await vm.save(workshop, slices=left)
     if vm.record.slices:
         await trio.sleep(RETRY_SECONDS)
         return False
     vm.conditions.pop("DevicesReturned", None)
+    return True
+
+
+async def _give_back(vm: ManagedVm, workshop: Workshop, owned: OwnedSlice) -> bool:
+    """Give back one slice; tell, once, what keeps it from that."""
+    try:
+        await remove_slice(owned, Sysfs(workshop.places.sysfs))
+    except ArcsupError as error:
+        what = f"{owned.id}: {error.message}"
+        told = vm.conditions.get("DevicesReturned")
+        if told is None or told.message != what:
+            workshop.tell(vm.name, "device-kept", what, id=owned.id)
+        vm.set_condition("DevicesReturned", type(error).__name__, what, status=False)
+        return False
+    workshop.tell(vm.name, "device-returned", _in_words(owned), id=owned.id)
     return True
 
 
@@ -123,7 +134,7 @@ def find_lost_slices(vm: ManagedVm, workshop: Workshop) -> list[str]:
     (measured), so somebody has to look.
     """
     sysfs = Sysfs(workshop.places.sysfs)
-    return [why for owned in vm.record.slices if (why := is_ready(owned, sysfs))]
+    return [why for owned in vm.record.slices_in_use if (why := is_ready(owned, sysfs))]
 
 
 def slice_devices(vm: Vm, slices: tuple[OwnedSlice, ...]) -> tuple[SliceDevice, ...]:

@@ -192,14 +192,14 @@ async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> N
         terminal = _was_rejected(end, detail)
     trouble = not vm.evidence.was_ready and _is_device_trouble(vm, detail)
     if trouble:
-        for owned in vm.record.slices:
+        for owned in vm.record.slices_in_use:
             workshop.device_failed(owned)
     await _finish(vm, workshop, end, detail, terminal=terminal, device_trouble=trouble)
 
 
 def _is_device_trouble(vm: ManagedVm, words: str) -> bool:
     """QEMU begins what it says of such a device with "vfio": it could not open or map it."""
-    return bool(vm.record.slices) and "vfio" in words
+    return bool(vm.record.slices_in_use) and "vfio" in words
 
 
 def _was_rejected(end: ProcessEnd, words: str) -> bool:

@@ -1,0 +1,55 @@
+"""A VM's slices in its record, while a device does not let go; the devices are in tests/lab."""
+
+from pathlib import Path
+
+import pytest
+
+from arcsup.devices import Backend
+from arcsup.errors import Stuck
+from arcsup.host.owned import OwnedSlice
+from arcsup.host.sysfs import Sysfs
+from arcsup.model import VmName
+from arcsup.vm import slices
+from arcsup.vm.managed import ManagedVm
+from arcsup.vm.slices import release_slices, take_slices
+from tests.small_host import SmallHost
+
+VF = "0000:41:00.4"
+STUCK = Stuck(f"{VF} keeps its type nvidia-1148: input/output error")
+
+
+@pytest.fixture
+async def vm(tmp_path: Path) -> tuple[SmallHost, ManagedVm]:
+    """A VM that has a vendor vGPU."""
+    host = SmallHost(tmp_path)
+    host.drop("one", "networks: []\n")
+    await host.plan()
+    vm = host.fleet.vms[VmName("one")]
+    owned = OwnedSlice(Backend.VENDOR_VFIO, 0, VF, "0000:41:00.0", VF, "nvidia-1148", "")
+    await vm.save(host.fleet.workshop, slices=(owned,))
+    return host, vm
+
+
+async def test_what_does_not_come_back_is_kept_in_the_record_and_keeps_nobody_from_starting(
+    vm: tuple[SmallHost, ManagedVm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, one = vm
+    answers: list[Stuck | None] = [STUCK, STUCK, None]
+
+    async def remove_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setattr(slices, "remove_slice", remove_slice)
+    monkeypatch.setattr(slices, "RETRY_SECONDS", 0)
+
+    assert await take_slices(one, host.fleet.workshop) == ()
+    [left] = one.record.slices
+    assert (left.id, left.left_over) == (VF, True)
+    assert one.record.slices_in_use == ()
+    assert one.conditions["DevicesReturned"].message == f"{VF}: {STUCK.message}"
+
+    assert not await release_slices(one, host.fleet.workshop)
+    assert host.told.count("device-kept") == 1, "it is told once"
+    assert await release_slices(one, host.fleet.workshop)
+    assert one.record.slices == ()
