@@ -1,11 +1,12 @@
 """The verb create, up to what it asks of the daemon and what it tells of the answer."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from arcsup.cli.screen import find_screen
+from arcsup.cli.create import describe_screen
+from arcsup.control.shapes import ViewingJson
 from tests.cli_runner import Cli
 from tests.fake_supervisor import FakeSupervisor, make_status, serve_in_thread
 
@@ -51,18 +52,22 @@ def test_a_file_that_is_not_there_is_4(cli: Cli) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "screen"),
+    ("display", "socket", "screen"),
     [
-        (
-            ["-vnc", "unix:/run/arcsup/a,,b/display.sock"],
-            "VNC: vncviewer /run/arcsup/a,b/display.sock",
-        ),
-        (["-vnc", "127.0.0.1:30"], "VNC: vncviewer 127.0.0.1::5930"),
-        (["-vnc", "[::1]:0"], "VNC: vncviewer [::1]::5900"),
-        (["-display", "gtk,gl=on"], "a window on the screen of the daemon's session"),
-        (["-display", "none"], ""),
-        ([], ""),
+        ("vnc", "/run/arcsup/a/display.sock", "VNC on /run/arcsup/a/display.sock: arcsup view a"),
+        ("vnc", "", "VNC on 127.0.0.1:5930: arcsup view a"),
+        ("gtk", "", "a window of the daemon's session"),
     ],
 )
-def test_a_screen_is_found_in_the_command_line(argv: Sequence[str], screen: str) -> None:
-    assert find_screen(["qemu-system-x86_64", *argv, "-m", "64M"]) == screen
+def test_it_is_told_where_the_screen_is(display: str, socket: str, screen: str) -> None:
+    viewing: ViewingJson = {
+        "display": display,
+        "socket": socket,
+        "address": "127.0.0.1",
+        "port": 5930,
+        "frames": [],
+    }
+
+    assert describe_screen("a", viewing) == f"its screen is {screen}"
+    assert describe_screen("a", None) == ""
+    assert describe_screen("a", {**viewing, "display": "none"}) == ""

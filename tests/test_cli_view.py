@@ -210,6 +210,17 @@ def test_print_shows_the_command_and_starts_nothing(cli: Cli) -> None:
     assert result.code == 0
 
 
+def test_a_guest_that_gets_its_tools_is_seen_on_its_screen_not_by_its_frames(cli: Cli) -> None:
+    socket = cli.run_dir / "display"
+    viewing = Viewing(DisplayType.VNC, str(socket), frames=("/dev/shm/nowhere",))
+    cli.supervisor.add(make_status("new", viewing=viewing, mode=("preinstall",)))
+    for name in ("looking-glass-client", "vncviewer"):
+        install_client(cli, "exit 0")
+        (cli.run_dir / "bin/remote-viewer").rename(cli.run_dir / "bin" / name)
+
+    assert cli("view", "new", "--print").out == f"{cli.run_dir}/bin/vncviewer {socket}\n"
+
+
 def test_the_client_is_run_until_it_ends(cli: Cli) -> None:
     install_client(cli, f'echo "$@" >{cli.run_dir}/seen')
 

@@ -5,10 +5,9 @@ from pathlib import Path
 import click
 
 from arcsup.cli.operate import no_wait_option, operate, read_vm_file, timeout_option
-from arcsup.cli.screen import find_screen
 from arcsup.cli.session import Session
 from arcsup.cli.start import wait_query
-from arcsup.control.shapes import StatusJson
+from arcsup.control.shapes import StatusJson, ViewingJson
 from arcsup.errors import ExitCode, NoSuchObject, NotPermitted, UsageError
 
 
@@ -89,10 +88,20 @@ def create(
 
     def act(_file: str) -> StatusJson:
         vm: StatusJson = session.client.post("/v1/vms", body, wait_query(wait), patience=wait or 0)
-        screens.append(find_screen(vm["argv"]))
+        screens.append(describe_screen(vm["name"], vm["viewing"]))
         return vm
 
     code = operate(session, [str(file.absolute())], act)
     if code == ExitCode.OK and screens[0]:
-        print(f"its screen is {screens[0]}")
+        print(screens[0])
     return code
+
+
+def describe_screen(name: str, viewing: ViewingJson | None) -> str:
+    """Return where a VM's screen is and what shows it; "" while it has none."""
+    if viewing is None or viewing["display"] not in {"vnc", "gtk"}:
+        return ""
+    if viewing["display"] == "gtk":
+        return "its screen is a window of the daemon's session"
+    place = viewing["socket"] or f"{viewing['address']}:{viewing['port']}"
+    return f"its screen is VNC on {place}: arcsup view {name}"

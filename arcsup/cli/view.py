@@ -56,6 +56,9 @@ def find_viewers(vm: StatusJson) -> Viewers:
     viewing = vm["viewing"]
     if viewing is None:
         raise Refused(f"{vm['name']} is {vm['state']}", f"`arcsup start {vm['name']}` starts it")
+    if {"preinstall", "safe-mode"} & set(vm["mode"]):
+        # Whoever installs or mends the guest's end of the frames cannot see by them.
+        viewing = {**viewing, "frames": []}
     viewers = choose_viewers(vm["name"], viewing, shutil.which)
     _check_access(viewing)
     return viewers
