@@ -9,6 +9,7 @@ import click
 from arcsup.cli.modes import ModeOptions, as_json, mode_options
 from arcsup.cli.operate import is_file, no_wait_option, operate, read_vm_file, timeout_option
 from arcsup.cli.session import Session, complete_vm_names
+from arcsup.cli.start_view import start_view, wants_view
 from arcsup.control.client import vm_path
 from arcsup.control.shapes import StartJson, StatusJson
 
@@ -18,6 +19,7 @@ from arcsup.control.shapes import StartJson, StatusJson
     "names", nargs=-1, required=True, metavar="NAME|FILE...", shell_complete=complete_vm_names
 )
 @mode_options
+@click.option("--view", is_flag=True, help="Show the screen in a window, as `arcsup view` does.")
 @click.option("--keep", is_flag=True, help="Copy FILE into the VM directory.")
 @no_wait_option
 @timeout_option
@@ -25,6 +27,7 @@ from arcsup.control.shapes import StartJson, StatusJson
 def start(
     session: Session,
     names: tuple[str, ...],
+    view: bool,
     keep: bool,
     no_wait: bool,
     timeout: float,
@@ -41,6 +44,9 @@ def start(
     daemon too, and are gone once the VM was stopped. A VM never starts without a GPU that it asks
     for, unless its file calls that optional or --disable-gpu is given.
 
+    A LibVF.IO file with startintro is shown in a window, as with --view, unless it is started
+    with --preinstall, --safe-mode or --no-wait.
+
     \b
     Example:
       arcsup start web
@@ -49,11 +55,16 @@ def start(
     """
     wait = None if no_wait else timeout
     mode = as_json(switches)
+    plain = not (mode["preinstall"] or mode["safeMode"] or no_wait)
 
     def act(target: str) -> StatusJson:
-        if not is_file(target):
-            return post_start(session, target, mode, wait)
-        return _start_file(session, Path(target), mode, wait, keep=keep)
+        if is_file(target):
+            status = _start_file(session, Path(target), mode, wait, keep=keep)
+        else:
+            status = post_start(session, target, mode, wait)
+        if view or (plain and is_file(target) and wants_view(Path(target))):
+            start_view(session, status)
+        return status
 
     return operate(session, _match(session, names), act)
 

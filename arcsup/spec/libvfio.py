@@ -306,7 +306,10 @@ class _Translation:
     def _note_the_rest(self) -> None:
         config = self.config
         if config.startintro:
-            self._note("startintro", "the daemon starts no viewer: `arcsup view` does")
+            self._note(
+                "startintro",
+                "the daemon starts no viewer: `arcsup start FILE` and `arcsup view` do",
+            )
         if config.install_os is not InstallOs.NONE:
             self._note("installOs", "is not carried over: `arcsup create --unattended` does it")
         if config.sudo:

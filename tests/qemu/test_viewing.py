@@ -6,7 +6,7 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager
 from pathlib import Path
 
@@ -169,6 +169,45 @@ def test_the_client_ends_with_the_vm_and_outlives_the_daemon(
         assert view.wait(60) == 0
     pid = int((short_dir / "client").read_text())
     assert not Path(f"/proc/{pid}").exists()
+
+
+INTRO = """\
+%YAML 1.2
+%TAG !n! tag:nimyaml.org,2016:
+--- !n!custom:Config
+name: intro
+startintro: true
+introspect: none
+nographics: true
+spice: true
+spicePort: PORT
+container: {kernel: one.arc, state: [], initialSize: 1, iso: !!null ~}
+cpus: {cores: 1, sockets: 1, threads: 1, ramAlloc: 64}
+root: FOLDER
+"""
+
+
+def test_a_libvfio_file_with_startintro_is_shown_when_it_starts(
+    daemon: Daemon, short_dir: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = short_dir / "intro.yaml"
+    (short_dir / "kernel").mkdir()
+    file.write_text(INTRO.replace("PORT", str(free_port())).replace("FOLDER", str(short_dir)))
+    monkeypatch.setenv("PATH", f"{install_client(short_dir)}:{os.environ['PATH']}")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    unseen = daemon.arcsup("start", str(file))
+    assert unseen.returncode == 0, unseen.stderr
+    assert "intro is not shown: this session has no screen" in unseen.stderr
+
+    # The screen is the fake client's to open.
+    monkeypatch.setenv("DISPLAY", ":none")
+    shown = daemon.arcsup("start", str(file))
+    assert (shown.returncode, shown.stderr) == (0, "")
+    daemon.until((short_dir / "client").exists, "the client runs")
+    pid = int((short_dir / "client").read_text())
+    daemon.call("kill", "intro")
+    daemon.until(lambda: not Path(f"/proc/{pid}").exists(), "the client ends with the VM")
 
 
 def test_the_client_ends_with_the_view(daemon: Daemon, short_dir: Path) -> None:
