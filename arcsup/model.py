@@ -103,8 +103,9 @@ class DisplayType(StrEnum):
 
 
 class Audio(StrEnum):
-    """Where the guest's sound goes."""
+    """Where the guest's sound goes. AUTO is SPICE where the display is, else nowhere."""
 
+    AUTO = "auto"
     NONE = "none"
     SPICE = "spice"
     PIPEWIRE = "pipewire"
@@ -322,7 +323,7 @@ class Vm:
     networks: tuple[Network, ...] = (Network(),)
     display: Display = Display()
     looking_glass: LookingGlass | None = None
-    audio: Audio = Audio.NONE
+    audio: Audio = Audio.AUTO
     shares: tuple[Share, ...] = ()
     usb: tuple[UsbByProduct | UsbByPort, ...] = ()
     guest_tools: bool = False

@@ -318,7 +318,11 @@ VM = Struct(
         Key("networks", Items(NETWORK, most=32), "network cards; `[]` is none"),
         Key("display", DISPLAY, "where the picture goes: a word, or a map with a place"),
         Key("lookingGlass", LOOKING_GLASS, "shared frame for Looking Glass, of the right size"),
-        Key("audio", Choice(model.Audio), "where the sound goes"),
+        Key(
+            "audio",
+            Choice(model.Audio),
+            "where the sound goes; auto is spice with `display: spice`",
+        ),
         Key("shares", Items(SHARE), "directories of the host for the guest: virtiofs, else 9p"),
         Key("usb", Items(USB), "USB devices of the host: {vendor, product} or {bus, port}"),
         Key("guestTools", FLAG, "attach the guest-tools ISO"),

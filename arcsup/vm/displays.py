@@ -203,11 +203,12 @@ def input_args(vm: Vm, capabilities: Capabilities) -> Argv:
 
 def audio_args(vm: Vm, capabilities: Capabilities) -> Argv:
     """Return the sound card and where its sound goes; Scream brings its own way."""
-    if vm.audio in {Audio.NONE, Audio.SCREAM}:
+    on_spice = vm.display.type is DisplayType.SPICE
+    if vm.audio in {Audio.NONE, Audio.SCREAM} or (vm.audio is Audio.AUTO and not on_spice):
         return ()
-    if vm.audio is Audio.SPICE and vm.display.type is not DisplayType.SPICE:
+    if vm.audio is Audio.SPICE and not on_spice:
         raise Terminal("audio: spice needs display: spice", hint="set both, or audio: none")
-    if vm.audio is Audio.SPICE and capabilities.spice:
+    if vm.audio is not Audio.PIPEWIRE and capabilities.spice:
         driver = "spice"
     else:
         # QEMU speaks to PipeWire itself since 8.1; before, through PipeWire's PulseAudio server.

@@ -116,8 +116,13 @@ def find_shared_memory(
                 found.append(SharedMemory(name, device.path, device.size_mib, place, True))
     if vm.audio is Audio.SCREAM:
         place = f"bus=pcie.0,addr={Slot.SCREAM:#x}"
-        found.append(SharedMemory("scream", folder / f"kvmsr-{vm.uuid}", SCREAM_MIB, place))
+        found.append(SharedMemory("scream", scream_memory(vm, folder), SCREAM_MIB, place))
     return tuple(found)
+
+
+def scream_memory(vm: Vm, folder: Path = SHARED_MEMORY) -> Path:
+    """Return the file that a VM's sound is in."""
+    return folder / f"kvmsr-{vm.uuid}"
 
 
 def hold_device(path: Path) -> int | None:

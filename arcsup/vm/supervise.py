@@ -41,6 +41,7 @@ from arcsup.vm.process import Process, ProcessEnd
 from arcsup.vm.record import Failure
 from arcsup.vm.shared_memory import remove_shared_memory
 from arcsup.vm.slices import DeviceTrouble
+from arcsup.vm.sound import keep_receiver
 from arcsup.vm.stop import RungTaken, stop_qemu
 
 logger = logging.getLogger(__name__)
@@ -180,6 +181,7 @@ async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> N
         nursery.start_soon(_obey_orders, vm, workshop, process)
         nursery.start_soon(_limit_start, vm)
         nursery.start_soon(_run_post_start, vm, workshop)
+        nursery.start_soon(keep_receiver, vm, workshop)
         end = await process.wait()
         if vm.qmp is not None:
             with trio.move_on_after(LAST_WORDS):
