@@ -186,7 +186,7 @@ class VfKeeper:
             have = self._count(address)
             if have == 0:
                 self.busy[address] = f"its virtual functions could not be enabled: {why}"
-            if have != step.have:
+            if have not in (0, step.have) and not isinstance(error, Stuck):
                 # It made what it could. Again and again it would take that away and make as many.
                 step, hopeless = evolve(step, have=have), True
         if hopeless:

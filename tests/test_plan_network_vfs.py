@@ -51,7 +51,7 @@ def test_why_there_is_none_is_said() -> None:
     assert one() == "the host has no network card with SR-IOV"
     assert one(FREE, parent=CARDS[1]) == f"there is no network card {CARDS[1]} with SR-IOV"
     none = f"no virtual function is free ({CARDS[0]}: "
-    hint = "its virtual functions are not enabled (`vfs` in arcsup.yaml does))"
+    hint = "its virtual functions are not enabled (`vfs` in arcsup.yaml enables them))"
     assert one(card(CARDS[0])) == none + hint
     up = "it is the host's network interface enp1"
     assert one(card(CARDS[0], vf("0000:01:10.0", obstacle=up))) == f"{none}{up})"

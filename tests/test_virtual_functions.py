@@ -224,6 +224,23 @@ async def test_what_is_hopeless_is_tried_again_only_when_the_operator_says_so(
         await until(lambda: world.count() == 3)
 
 
+async def test_a_change_that_got_only_half_way_is_tried_again(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virtual_functions, "RETRY_SECONDS", 0.05)
+    (tmp_path / "vfs.json").write_text(json.dumps({"bootId": BOOT, "cards": {CARD: [2]}}))
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.make(CARD, 2)
+        world.driver.answers, world.driver.made_all_the_same = [Transient("busy")], 0
+
+        def tended() -> bool:
+            world.tend(GpuPolicy(CARD, vfs=4))
+            return world.count() == 4
+
+        await until(tended)
+        assert world.driver.asked == [(CARD, 4), (CARD, 4)]
+
+
 async def test_a_card_that_makes_fewer_is_not_cycled_again_and_again(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -80,7 +80,9 @@ def _make_room(card: NetworkCard, policy: Policy) -> _Room:
     if card.address in policy.busy:
         return _Room(card, why=policy.busy[card.address])
     if not card.vfs:
-        return _Room(card, why="its virtual functions are not enabled (`vfs` in arcsup.yaml does)")
+        return _Room(
+            card, why="its virtual functions are not enabled (`vfs` in arcsup.yaml enables them)"
+        )
     # Of one IOMMU group only one can be given away, for a group has one owner.
     groups = {vf.group for vf in card.vfs if vf.vm is not None}
     room, reasons = _Room(card), []
