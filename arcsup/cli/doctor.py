@@ -1,5 +1,6 @@
 """The verb doctor: what this host has, lacks, and how to mend it."""
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, Unpack
 
@@ -44,21 +45,36 @@ root_option = click.option(
 
 
 @click.command()
+@click.option(
+    "--bundle",
+    type=click.Path(path_type=Path, dir_okay=False, resolve_path=True),
+    metavar="FILE",
+    help="Write a support archive (.tar.gz) too.",
+)
 @root_option
 @place_options
 @output_options
 @click.pass_obj
 def doctor(
-    session: Session, root: Path | None, output: str, **options: Unpack[PlaceOptions]
+    session: Session,
+    bundle: Path | None,
+    root: Path | None,
+    output: str,
+    **options: Unpack[PlaceOptions],
 ) -> int:
     """Look whether this host can run VMs, and say how to mend what it lacks.
 
     Reads and changes nothing. ✓ is as it should be, · needs nothing done, ! takes something away
     from some VMs, ✗ stands in the way. Exits with 1 when there is any ✗.
 
+    --bundle gathers what somebody needs who is to help: these findings, the inventory of GPUs,
+    configuration and VM files, the journal of setup, events, logs, versions. Passwords, tokens and
+    keys are taken out; look through it before you give it away all the same.
+
     \b
     Example:
       arcsup doctor
+      sudo arcsup doctor --bundle /tmp/arcsup.tar.gz
       sudo arcsup doctor -o json | jq '.[] | select(.level == "error")'
     """
     from arcsup.setup.doctor import examine
@@ -81,6 +97,11 @@ def doctor(
         warnings = sum(finding["level"] == "warning" for finding in found)
         print(f"✗ {len(errors)}  ! {warnings}")
     print_data(output, found, list(dict.fromkeys(finding["check"] for finding in errors)))
+    if bundle is not None:
+        from arcsup.setup.bundle import write_bundle
+
+        names = write_bundle(host, bundle, found)
+        print(f"wrote {bundle}: {len(names)} files, secrets removed", file=sys.stderr)
     return ExitCode.FAILED if errors else ExitCode.OK
 
 
