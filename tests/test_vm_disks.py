@@ -169,6 +169,12 @@ def test_missing_media_and_boot_files_are_named(tmp_path: Path) -> None:
             check_files(wrong, tmp_path)
 
 
+def test_a_missing_guest_tools_iso_is_made_by_a_verb(tmp_path: Path) -> None:
+    with pytest.raises(Terminal) as caught:
+        check_files(evolve(make_vm("a"), cdroms=("guest-tools.iso",)), tmp_path)
+    assert caught.value.hint == "`arcsup guest-tools build` makes it"
+
+
 def test_a_block_device_is_not_taken_for_a_file(tmp_path: Path) -> None:
     devices = [path for path in Path("/dev").iterdir() if path.is_block_device()]
     for device in devices[:1]:

@@ -92,8 +92,23 @@ def find_users(session: Session, **options: Unpack[PlaceOptions]) -> Users:
     return _read(session, **options)
 
 
-def _ask(session: Session, state: Path | None) -> Users:
+def find_images(session: Session, **options: Unpack[PlaceOptions]) -> Path:
+    """Return the images directory: the daemon's, else where one would have it."""
+    if options["config"] is None:
+        try:
+            return _ask_images(session, options["state"])
+        except DaemonUnreachable:
+            pass
+    return find_places(session.run, **options)[0].images
+
+
+def _ask_images(session: Session, state: Path | None) -> Path:
     named = state or session.client.get("/v1/daemon")["places"]["state"]
+    return Path(named).absolute() / "images"
+
+
+def _ask(session: Session, state: Path | None) -> Users:
+    images = _ask_images(session, state)
     vms = []
     for vm in session.list_vms():
         # A file that is faulty from its first version on has no definition.
@@ -101,7 +116,7 @@ def _ask(session: Session, state: Path | None) -> Users:
         if vm["state"] != "invalid" or vm["pid"] is not None:
             definition = session.client.get(vm_path(vm["name"], "definition"))
         vms.append((vm["name"], vm["state"], definition))
-    return Users(Path(named).absolute() / "images", vms)
+    return Users(images, vms)
 
 
 def _read(session: Session, **options: Unpack[PlaceOptions]) -> Users:

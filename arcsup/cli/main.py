@@ -42,6 +42,7 @@ VERBS: dict[str, dict[str, str]] = {
     },
     "Images": {
         "image": "arcsup.cli.image:image",
+        "guest-tools": "arcsup.cli.guest_tools:guest_tools",
     },
     "GPUs": {
         "gpu": "arcsup.cli.gpu:gpu",

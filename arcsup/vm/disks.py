@@ -21,6 +21,9 @@ from arcsup.vm.programs import last_words, run_program
 SECONDS_TO_CREATE = 30.0
 MIB_PER_EXTRA_SECOND = 10 * 1024
 """Making an image writes its tables only; on slow storage they take longer as it grows."""
+GUEST_TOOLS = "guest-tools.iso"
+"""The guest tools' image, in the images directory."""
+
 SATA_PORTS = 6
 """The AHCI controller of q35's ICH9."""
 
@@ -85,7 +88,9 @@ def check_files(vm: Vm, images: Path) -> None:
         except OSError as error:
             raise Terminal(
                 f"{what}: {whole}: {error.strerror}",
-                hint=f"put the file there; relative paths are relative to {images}",
+                hint="`arcsup guest-tools build` makes it"
+                if whole.name == GUEST_TOOLS
+                else f"put the file there; relative paths are relative to {images}",
             ) from error
 
 

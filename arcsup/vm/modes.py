@@ -6,8 +6,7 @@ from arcsup.errors import Refused, SpecError
 from arcsup.model import Vm
 from arcsup.places import Places
 from arcsup.plan.mode import Mode, Purpose
-from arcsup.vm.disks import resolve_image
-from arcsup.vm.resources import GUEST_TOOLS
+from arcsup.vm.disks import GUEST_TOOLS, resolve_image
 
 
 def check_mode(mode: Mode, vm: Vm, file: Path, places: Places, *, again: bool) -> None:

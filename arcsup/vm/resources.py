@@ -14,7 +14,7 @@ from arcsup.places import Places
 from arcsup.vm.accel import find_accel
 from arcsup.vm.capabilities import find_qemu, probe_capabilities
 from arcsup.vm.commandline import Resources, SliceDevice, Sockets
-from arcsup.vm.disks import check_files, create_missing_disks, find_medium
+from arcsup.vm.disks import GUEST_TOOLS, check_files, create_missing_disks, find_medium
 from arcsup.vm.displays import DISPLAY_SOCKET, find_render_node, wants_gl
 from arcsup.vm.ephemeral import create_overlays, with_overlays
 from arcsup.vm.firmware import create_vars, find_firmware, vars_file
@@ -24,9 +24,6 @@ from arcsup.vm.shared_memory import Take, find_shared_memory
 from arcsup.vm.shares import Virtiofsd, check_share, find_virtiofsd, virtiofs_helper
 from arcsup.vm.sockets import Listener
 from arcsup.vm.tpm import HelperCommand, create_tpm_folder, find_swtpm, tpm_folder, tpm_helper
-
-GUEST_TOOLS = "guest-tools.iso"
-"""The guest tools' image, in the images directory."""
 
 OpenSocket = Callable[[Path], Listener]
 """Either makes a listening socket, or only names it for a command line that is printed."""

@@ -1,0 +1,1 @@
+"""The guest tools: what is installed inside a guest, gathered in one ISO."""
