@@ -11,6 +11,7 @@ from pathlib import Path
 
 from attrs import define, field
 
+from arcsup.host.cpu_flags import parse_cpu_flags
 from arcsup.places import Places
 
 PROGRAM_FOLDERS = ("usr/local/sbin", "usr/local/bin", "usr/sbin", "usr/bin", "sbin", "bin")
@@ -91,8 +92,7 @@ class Host:
     @cached_property
     def cpu_flags(self) -> frozenset[str]:
         """What the first CPU can do, in the kernel's words."""
-        match = re.search(r"^flags\s*: (.*)$", self.read("/proc/cpuinfo"), re.MULTILINE)
-        return frozenset(match[1].split()) if match else frozenset()
+        return parse_cpu_flags(self.read("/proc/cpuinfo"))
 
 
 def read_text(file: Path) -> str:

@@ -11,6 +11,7 @@ from attrs import frozen
 from arcsup.errors import Terminal
 from arcsup.model import Argv, Audio, DisplayType, NetworkType, Vm
 from arcsup.vm.capabilities import Capabilities
+from arcsup.vm.cpu_features import cpu_features
 from arcsup.vm.disks import Medium, cdrom_args, disk_args
 from arcsup.vm.displays import (
     audio_args,
@@ -82,6 +83,7 @@ class Resources:
     render_node: Path | None = None
     vhost: bool = False
     slices: tuple[SliceDevice, ...] = ()
+    cpu_flags: frozenset[str] = frozenset()
     shared_memory: tuple[SharedMemory, ...] = ()
 
 
@@ -160,15 +162,11 @@ def _cpu_args(vm: Vm, host: Resources) -> Argv:
     cpus = vm.cpus
     # -cpu knows no quoting: features may follow the model ("host,-vmx"), as QEMU's users write.
     name, comma, features = cpus.model.partition(",")
-    model = ("max" if host.accel == "tcg" and name == "host" else name) + comma + features
-    if vm.hide_hypervisor:
-        # kvm=off hides KVM's signature, -hypervisor the bit that says "virtual".
-        model += ",kvm=off,hypervisor=off"
-    elif host.accel == "kvm":
-        # What Windows needs to stop polling timers and spinning; Linux prefers KVM's own.
-        model += ",hv-relaxed=on,hv-vapic=on,hv-spinlocks=0x1fff,hv-time=on"
+    model = "max" if host.accel == "tcg" and name == "host" else name
+    # What the file says of the model comes last: it has the final word.
+    added = "".join(f",{it.text}" for it in cpu_features(vm, host.accel, host.cpu_flags))
     topology = f"sockets={cpus.sockets},cores={cpus.cores},threads={cpus.threads}"
-    return ("-cpu", model, "-smp", f"{cpus.total},{topology}")
+    return ("-cpu", f"{model}{added}{comma}{features}", "-smp", f"{cpus.total},{topology}")
 
 
 def _memory_args(vm: Vm, host: Resources) -> Argv:

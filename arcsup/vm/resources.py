@@ -7,6 +7,7 @@ from pathlib import Path
 import trio
 from attrs import evolve, frozen
 
+from arcsup.host.cpu_flags import observe_cpu_flags
 from arcsup.host.identity import boot_id
 from arcsup.host.numa import observe_numa
 from arcsup.model import DisplayType, Firmware, GpuKind, Vm
@@ -91,6 +92,7 @@ async def find_needs(
         numa_node=choose_numa_node(vm, observe_numa(places.sysfs), gpu_node=gpu_node),
         render_node=find_render_node() if _draws_with_gl(vm) else None,
         slices=slices,
+        cpu_flags=observe_cpu_flags(),
         shared_memory=find_shared_memory(vm, take),
         vhost=accel == "kvm" and os.access("/dev/vhost-net", os.R_OK | os.W_OK),
     )

@@ -39,6 +39,7 @@ from arcsup.model import (
 )
 from arcsup.vm.capabilities import ask_binary, find_qemu
 from arcsup.vm.commandline import Resources, Sockets, build_command_line, expected_devices
+from arcsup.vm.cpu_features import ENLIGHTENMENTS, HIDING, SIBLINGS
 from arcsup.vm.disks import create_missing_disks, find_medium
 from arcsup.vm.firmware import create_vars, find_firmware
 from arcsup.vm.qmp import Qmp, connect_qmp_socket, open_qmp
@@ -162,6 +163,15 @@ async def test_qemu_has_every_device_that_was_asked_for(vm: Vm, short_dir: Path)
             assert status["status"] == "prelaunch"
             assert expected_devices(vm, host) <= await peripherals(qmp)
             assert (await qmp.execute("query-uuid"))["UUID"] == str(vm.uuid)
+
+
+async def test_this_qemu_knows_every_cpu_feature_that_is_added(short_dir: Path) -> None:
+    host = await find_everything(SMALL, short_dir, listen_unix)
+    async with running((*build_command_line(SMALL, host), "-S"), host.sockets) as qmp:
+        listed = await qmp.execute("device-list-properties", {"typename": "max-x86_64-cpu"})
+
+    known = {entry["name"] for entry in listed}
+    assert {feature.name for feature in (*ENLIGHTENMENTS, *HIDING, SIBLINGS)} <= known
 
 
 async def test_media_are_changed_by_the_drives_id(short_dir: Path) -> None:
