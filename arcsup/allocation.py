@@ -64,6 +64,8 @@ class Allocation:
     uniform: frozenset[str] = frozenset()
     """Cards that could not be put in mixed-size mode."""
     strikes: dict[str, int] = field(factory=dict)
+    _present: frozenset[str] = frozenset()
+    """The ids of the slices that the last look has found."""
 
     def __attrs_post_init__(self) -> None:
         self.look.also = self.named
@@ -71,6 +73,8 @@ class Allocation:
     async def observe(self) -> None:
         """Look at the host's GPUs."""
         self.inventory = await self.look.observe()
+        cards = self.inventory.cards
+        self._present = frozenset(piece.id for card in cards for piece in card.slices)
 
     def assign(self, vms: Iterable[ManagedVm], up: frozenset[VmName]) -> None:
         """Choose slices for all VMs that are ``up`` or should be; the result is ``assignment``."""
@@ -157,6 +161,11 @@ class Allocation:
             if place[0] == name and isinstance(why, str)
         ]
         return "; ".join(lacks)
+
+    def is_hoarding(self, vm: ManagedVm) -> bool:
+        """Tell whether a VM lacks a device, and has others that are there and that it has used."""
+        has = any(it.id in self._present and not it.adopted for it in vm.record.slices)
+        return has and bool(self.awaited_by(vm.name))
 
     def choices_for(self, name: VmName) -> tuple[SliceChoice, ...]:
         """Return the slices that a VM gets, as the back ends take them."""

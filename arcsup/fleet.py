@@ -284,7 +284,8 @@ class Fleet:
             differs=_differences(vm),
             retry_at=vm.record.retry_at if current else None,
             awaits=self._find_awaited(vm, strays) if vm.phase is Phase.DOWN else "",
-            holds_devices=bool(vm.record.slices),
+            holds_devices=any(not owned.adopted for owned in vm.record.slices),
+            hoards=vm.phase is Phase.DOWN and self.allocation.is_hoarding(vm),
             releasing=vm.releasing,
         )
 

@@ -6,7 +6,7 @@ Adopting and releasing change the ownership journal and nothing else; no device 
 from collections.abc import Sequence
 from pathlib import Path
 
-from attrs import define
+from attrs import define, evolve
 
 from arcsup.devices import Backend, Inventory, Slice
 from arcsup.errors import NoSuchObject, Refused
@@ -42,7 +42,8 @@ class GpuOperator:
     async def adopt(self, slice_id: str, name: str) -> None:
         """Take a slice that somebody else has made into the journal, for a VM that is down.
 
-        From then on it is used, kept and removed like one that was made for that VM.
+        It stays until the VM has run with it; from then on it is kept and removed like one that was
+        made for it.
         """
         vm = self.fleet.find(name)
         inventory = await self.inventory()
@@ -58,6 +59,7 @@ class GpuOperator:
         _require_down(vm, f"{name} is {vm.phase}: it takes a slice only when it starts")
         if owner := self.fleet.slice_owners().get(owned.id):
             raise Refused(f"{slice_id} is already {owner}'s")
+        owned = evolve(owned, adopted=True)
         await vm.save(self.fleet.workshop, slices=(*vm.record.slices, owned))
         told = f"the operator gave {name} {_describe(piece)} {slice_id}"
         self.fleet.workshop.tell(vm.name, "device-adopted", told, id=owned.id, slot=owned.slot)

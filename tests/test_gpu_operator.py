@@ -11,6 +11,7 @@ from arcsup.host.owned import SliceChoice
 from arcsup.look import DeviceLook
 from arcsup.model import VmName
 from arcsup.plan.lifecycle import Phase
+from arcsup.plan.plan import plan
 from tests.small_host import SmallHost
 
 MBOCHS = "devices/virtual/mbochs/mbochs"
@@ -125,6 +126,17 @@ async def test_a_released_slice_is_left_and_the_vm_gets_another(host: SmallHost)
     await host.plan()
     (choice,) = host.fleet.allocation.choices_for(WEB)
     assert choice.id != UUID
+
+
+async def test_an_adopted_slice_stays_with_a_vm_that_is_stopped(host: SmallHost) -> None:
+    host.drop("web", f"{SMALL}autostart: false\n")
+    await host.plan()
+    await host.operator.adopt(UUID, "web")
+
+    view = host.fleet.look()
+
+    assert plan(view.wanted, view.seen, view.host, view.now) == ()
+    assert host.fleet.vms[WEB].record.slices[0].adopted
 
 
 async def test_a_quarantined_slice_is_tried_again(host: SmallHost) -> None:

@@ -188,6 +188,7 @@ seen_worlds = st.dictionaries(
         retry_at=st.none() | st.floats(NOW - 5, NOW + 5),
         awaits=st.sampled_from(["", "", "a device"]),
         holds_devices=st.booleans(),
+        hoards=st.booleans(),
         releasing=st.booleans(),
     ),
 )
@@ -219,7 +220,7 @@ def carry_out(world: World, action: Action) -> World:
             seen[name] = evolve(seen[name], differs=needs_restart(seen[name].differs))
         case ReleaseDevices(name):
             assert seen[name].phase is Phase.DOWN
-            seen[name] = evolve(seen[name], holds_devices=False)
+            seen[name] = evolve(seen[name], holds_devices=False, hoards=False)
         case ForgetVm(name):
             assert name not in wanted
             del seen[name]
@@ -275,7 +276,18 @@ def test_devices_are_given_back_only_by_a_vm_that_is_down_and_stays_down(
     for action in plan(wanted, seen, host, NOW):
         if isinstance(action, ReleaseDevices):
             assert seen[action.name].phase is Phase.DOWN
-            assert not judge(action.name, wanted, seen, host, NOW).up
+            verdict, it = judge(action.name, wanted, seen, host, NOW), seen[action.name]
+            assert not verdict.up or (it.hoards and verdict.blocked)
+
+
+def test_a_vm_that_lacks_a_device_keeps_no_other_from_those_who_wait() -> None:
+    wanted = {A: Wanted(vm(A))}
+    lacking = Seen(holds_devices=True, hoards=True, awaits="gpus[1]: the host has no GPU")
+
+    (action,) = plan(wanted, {A: lacking}, ROOMY, NOW)
+
+    assert isinstance(action, ReleaseDevices)
+    assert "gpus[1]: the host has no GPU" in action.because
 
 
 def test_a_crashed_vm_keeps_its_devices_until_it_is_tried_again() -> None:

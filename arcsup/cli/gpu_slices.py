@@ -44,8 +44,8 @@ def adopt(session: Session, slice_id: str, name: str) -> int:
 
     ID is a mediated device's uuid, or the address of a function that has a vGPU or is bound to a
     vfio driver; `arcsup gpu list --tree` shows them. Nothing is made or changed: from now on the
-    slice counts as made for the VM, which starts with it, keeps it over a crash, and has it
-    removed when it stays down.
+    slice is kept for the VM, which starts with it; once it has, the slice counts as made for it
+    and is removed when the VM stays down.
 
     Exits with 4 when there is no such slice or VM, with 6 when the slice is in use or has an
     owner already, the VM is up, or asks for no such slice.

@@ -47,7 +47,8 @@ class OwnedSlice:
 
     ``type`` is the kernel's id. ``path`` is the device's folder, for QEMU's ``sysfsdev``.
     ``rebindings`` begin with the function itself. ``former_mac`` is what a network VF had.
-    ``left_over``: its VM went on with another, but it could not be given back yet.
+    ``left_over``: its VM went on with another, but it could not be given back yet. ``adopted``: the
+    operator gave it to the VM, which has not run with it yet; it stays even while that is stopped.
     """
 
     backend: Backend
@@ -62,6 +63,7 @@ class OwnedSlice:
     mac: str | None = None
     former_mac: str | None = None
     left_over: bool = False
+    adopted: bool = False
 
     @property
     def asked_by(self) -> str:

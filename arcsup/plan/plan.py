@@ -52,7 +52,7 @@ class Seen:
     ``to_be_killed`` says that the operator asked for that, also of a VM whose file is gone, and
     ``dying`` that it is under way. ``differs`` lists the keys in which the file's version differs
     from what runs; ``awaits`` names a device or a VM that it waits for; ``retry_at`` is when a
-    crashed VM may be tried again.
+    crashed VM may be tried again. ``hoards``: it lacks a device, and has others that are there.
     """
 
     phase: Phase = Phase.DOWN
@@ -63,6 +63,7 @@ class Seen:
     retry_at: float | None = None
     awaits: str = ""
     holds_devices: bool = False
+    hoards: bool = False
     releasing: bool = False
 
 
@@ -175,10 +176,15 @@ def _releases(
     for name, it in sorted(seen.items()):
         if name not in wanted or it.phase is not Phase.DOWN:
             continue
-        if it.holds_devices and not it.releasing:
-            verdict = judge(name, wanted, seen, host, now)
-            if not verdict.up:
-                yield ReleaseDevices(name, verdict.because)
+        if it.releasing:
+            continue
+        verdict = judge(name, wanted, seen, host, now)
+        if it.holds_devices and not verdict.up:
+            yield ReleaseDevices(name, verdict.because)
+        elif it.hoards and it.awaits:
+            # Others may be waiting for these, and have what this one lacks. It may even be its own
+            # slice that is in the way, when its file asks for another size.
+            yield ReleaseDevices(name, f"it has not all that it needs: {verdict.blocked}")
 
 
 def _forgets(wanted: Mapping[VmName, Wanted], seen: Mapping[VmName, Seen]) -> Iterator[ForgetVm]:

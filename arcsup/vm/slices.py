@@ -71,7 +71,7 @@ def _take_up(owned: OwnedSlice, had: OwnedSlice | None) -> OwnedSlice:
     """Return what a VM had, for what asks for it now."""
     if had is None:
         return owned
-    return evolve(had, slot=owned.slot, mac=owned.mac, left_over=False)
+    return evolve(had, slot=owned.slot, mac=owned.mac, left_over=False, adopted=False)
 
 
 def _usable(owned: OwnedSlice, sysfs: Sysfs) -> bool:
