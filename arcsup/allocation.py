@@ -7,11 +7,12 @@ wanted up: a crash reuses the slice, and only a VM that stays down gives it back
 
 from collections.abc import Iterable, Mapping
 
-from attrs import define, evolve, field
+from attrs import Factory, define, evolve, field
 
 from arcsup.devices import Backend, Inventory, Slice
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.look import DeviceLook
+from arcsup.losses import Losses
 from arcsup.model import GpuKind, NetworkType, Vm, VmName
 from arcsup.network_allocation import (
     NetworkOutcomes,
@@ -64,11 +65,15 @@ class Allocation:
     uniform: frozenset[str] = frozenset()
     """Cards that could not be put in mixed-size mode."""
     strikes: dict[str, int] = field(factory=dict)
+    losses: Losses = field(
+        default=Factory(lambda it: Losses(it.look.sysfs), takes_self=True), kw_only=True
+    )
     _present: frozenset[str] = frozenset()
     """The ids of the slices that the last look has found."""
 
     def __attrs_post_init__(self) -> None:
         self.look.also = self.named
+        self.look.lost = self.losses.lost
 
     async def observe(self) -> None:
         """Look at the host's GPUs."""
@@ -129,7 +134,11 @@ class Allocation:
         owners = {owned.id: vm.name for vm in vms for owned in vm.record.slices}
         held = {place: one for vm in asking for place, one in _held(vm).items()}
         policy = evolve(
-            self.policy, quarantined=self.quarantined(), busy=self.busy, uniform=self.uniform
+            self.policy,
+            quarantined=self.quarantined(),
+            busy=self.busy,
+            uniform=self.uniform,
+            lost=self.losses.lost(),
         )
         return [requests_of(vm) for vm in asking], with_owners(inventory, owners), policy, held
 
@@ -184,7 +193,9 @@ class Allocation:
             self.strikes[name] = self.strikes.get(name, 0) + 1
 
     def lift_quarantine(self, name: str) -> list[str]:
-        """Forget the failures of a slice, or of all on a parent; return what was quarantined."""
+        """Forget the failures of a slice, or of all on a parent; return what was given up."""
+        if self.losses.forget(name):
+            return [name]
         lifted = [it for it in sorted(self.quarantined()) if name in (it, it.partition("/")[0])]
         for it in lifted:
             del self.strikes[it]

@@ -27,6 +27,7 @@ from arcsup.control.metrics import Metrics
 from arcsup.control.server import serve_control
 from arcsup.errors import ArcsupError, ExitCode, Refused, SpecError
 from arcsup.events.dirty import Bell, Dirty
+from arcsup.events.kernel_log import watch_kernel_log
 from arcsup.events.uevents import watch_uevents
 from arcsup.events.watch import watch_files
 from arcsup.fleet import Fleet, default_start_slots
@@ -75,6 +76,9 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
     fleet = Fleet(workshop, bell, config.start_limit or default_start_slots(), allocation)
     fleet.load_records()
     allocation.look.owners = fleet.slice_owners
+    allocation.look.homes = fleet.slice_homes
+    allocation.losses.changed = partial(dirty.mark, "devices")
+    allocation.losses.tell = partial(_tell_of_device, workshop)
     async with trio.open_nursery() as vms, trio.open_nursery() as nursery:
         keeper = VfKeeper(
             places.sysfs,
@@ -88,7 +92,9 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
         reconciler.adopt_all()
         # From here on everything that changes marks; nothing is decided before the files are read.
         nursery.start_soon(watch_files, places.vms, partial(dirty.mark, "files"))
-        nursery.start_soon(watch_uevents, partial(dirty.mark, "kernel"))
+        losses = allocation.losses
+        nursery.start_soon(watch_uevents, partial(dirty.mark, "kernel"), losses.hear_uevent)
+        nursery.start_soon(watch_kernel_log, losses.hear_log)
         nursery.start_soon(reconciler.run)
         nursery.start_soon(_feed_watchdog, reconciler)
         nursery.start_soon(_tell_status, fleet)
@@ -154,6 +160,10 @@ def _open_workshop(
         device_failed=device_failed,
         viewer=viewer,
     )
+
+
+def _tell_of_device(workshop: Workshop, address: str, sentence: str) -> None:
+    workshop.tell(None, "device-fault", f"{address}: {sentence}", address=address)
 
 
 async def _obey_signals(reconciler: Reconciler) -> None:

@@ -15,9 +15,13 @@ import trio
 from attrs import define, evolve, field, frozen
 
 from arcsup.allocation import Allocation
+from arcsup.card_state import describe_stuck
 from arcsup.errors import NoSuchObject, Refused
 from arcsup.events.dirty import Bell
 from arcsup.host.memory import observe_available_memory
+from arcsup.host.slices import is_stuck
+from arcsup.host.sysfs import Sysfs
+from arcsup.host.writer import unanswered_writes
 from arcsup.model import MiB, Vm, VmName
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.mode import NORMAL
@@ -98,6 +102,10 @@ class Fleet:
         """Return which VM has which slice, by the slice's id."""
         return {owned.id: vm.name for vm in self.vms.values() for owned in vm.record.slices}
 
+    def slice_homes(self) -> dict[str, str]:
+        """Return which card each slice of the journal is on, by the slice's id."""
+        return {it.id: it.card for vm in self.vms.values() for it in vm.record.slices}
+
     def findings(self) -> Iterator[str]:
         """Yield what is wrong beside single VMs: the directory, odd files, unreadable records."""
         if self.held:
@@ -107,6 +115,9 @@ class Fleet:
                 yield self.snapshot.reason
             yield from map(str, self.snapshot.findings)
         yield from self.unreadable.values()
+        yield from map(describe_stuck, sorted(unanswered_writes()))
+        for name, because in sorted(self.allocation.losses.lost().items()):
+            yield f"{name} is lost: {because}; `arcsup gpu unquarantine {name}` tries it again"
         for name in sorted(self.allocation.quarantined()):
             yield f"{name} failed too often: quarantined until `arcsup gpu unquarantine {name}`"
 
@@ -290,7 +301,16 @@ class Fleet:
         )
 
     def _find_awaited(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> str:
-        return self._find_holder(vm, strays) or self.allocation.awaited_by(vm.name)
+        return (
+            self._find_holder(vm, strays)
+            or self._find_stuck(vm)
+            or self.allocation.awaited_by(vm.name)
+        )
+
+    def _find_stuck(self, vm: ManagedVm) -> str:
+        """Return which of its own slices is only half given back, "" if none."""
+        sysfs = Sysfs(self.workshop.places.sysfs)
+        return next(filter(None, (is_stuck(owned, sysfs) for owned in vm.record.slices_in_use)), "")
 
     def _find_holder(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> str:
         """Return which VM must end before ``vm`` can have what it asks for, "" if none."""

@@ -36,8 +36,9 @@ class GpuOperator:
         return await self.fleet.allocation.look.observe()
 
     def quarantined(self) -> Sequence[str]:
-        """Return what failed too often to be tried again: slices, or PARENT/TYPE."""
-        return sorted(self.fleet.allocation.quarantined())
+        """Return what is not tried again: slices or PARENT/TYPE that failed, devices lost."""
+        allocation = self.fleet.allocation
+        return sorted({*allocation.quarantined(), *allocation.losses.lost()})
 
     async def adopt(self, slice_id: str, name: str) -> None:
         """Take a slice that somebody else has made into the journal, for a VM that is down.

@@ -6,11 +6,13 @@ from pathlib import Path
 import trio
 from attrs import define, evolve, field
 
+from arcsup.card_state import mark_cards
 from arcsup.devices import Inventory
 from arcsup.host.inventory import observe_inventory
 from arcsup.host.pci_ids import PciIds
 from arcsup.host.surroundings import TypeSizes, look_around
 from arcsup.host.sysfs import Sysfs
+from arcsup.host.writer import unanswered_writes
 from arcsup.model import VmName
 
 PATIENCE = 5.0
@@ -21,13 +23,16 @@ PATIENCE = 5.0
 class DeviceLook:
     """Looks at one device tree; ``owners`` tells by slice id which VM of ours has it.
 
-    ``also`` tells the PCI functions to look at that are no GPUs by their class. ``last`` is the
-    last look that came to its end.
+    ``also`` tells the PCI functions to look at that are no GPUs by their class, ``lost`` which
+    are of no use any more although they are there, ``homes`` the card of each slice in the journal.
+    ``last`` is the last look that came to its end.
     """
 
     sysfs: Path
     owners: Callable[[], Mapping[str, VmName]] = dict
     also: Callable[[], frozenset[str]] = frozenset
+    lost: Callable[[], Mapping[str, str]] = dict
+    homes: Callable[[], Mapping[str, str]] = dict
     last: Inventory = field(factory=Inventory)
     _ids: PciIds = field(factory=PciIds)
     _sizes: TypeSizes = field(factory=dict)
@@ -40,9 +45,14 @@ class DeviceLook:
             self.last = await trio.to_thread.run_sync(
                 self._observe, self.owners(), self.also(), abandon_on_cancel=True, limiter=self._one
             )
-            return self.last
+            return self._mark(self.last)
         stuck = f"{self.sysfs}: no answer for {PATIENCE:g} s; this is how it was before"
-        return evolve(self.last, faults=(*self.last.faults, stuck))
+        return self._mark(evolve(self.last, faults=(*self.last.faults, stuck)))
+
+    def _mark(self, inventory: Inventory) -> Inventory:
+        return mark_cards(
+            inventory, lost=self.lost(), stuck=unanswered_writes(), homes=self.homes()
+        )
 
     def _observe(self, owners: Mapping[str, VmName], also: frozenset[str]) -> Inventory:
         around = look_around(self.sysfs, owners=owners, ids=self._ids, sizes=self._sizes, also=also)

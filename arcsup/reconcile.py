@@ -155,9 +155,15 @@ class Reconciler:
         for vm in self.fleet.vms.values():
             if vm.phase not in (Phase.RUNNING, Phase.PAUSED) or not vm.record.slices:
                 continue
-            if lost := find_lost_slices(vm, self.fleet.workshop):
-                self.fleet.workshop.tell(vm.name, "device-lost", lost[0])
-                vm.give_order(StopOrder(lost[0], device_lost=True))
+            if lost := self._find_loss(vm):
+                self.fleet.workshop.tell(vm.name, "device-lost", lost)
+                vm.give_order(StopOrder(lost, device_lost=True))
+
+    def _find_loss(self, vm: ManagedVm) -> str:
+        """Return what is wrong with the devices of a VM that runs, "" where nothing is."""
+        since = vm.record.launch.started_at if vm.record.launch else 0.0
+        heard = self.fleet.allocation.losses.find(vm.record.slices_in_use, since)
+        return heard or next(iter(find_lost_slices(vm, self.fleet.workshop)), "")
 
     def _patience(self) -> float:
         """Return the seconds until something has to be looked at even if nobody marks."""

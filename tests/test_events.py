@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -203,9 +203,9 @@ async def test_the_kernels_own_words_make_the_daemon_look() -> None:
     uevent = next(Path("/sys/bus/pci/devices").glob("*/uevent"), None)
     if uevent is None:
         pytest.skip("this machine has no PCI device")
-    looks = Looks()
+    looks, heard = Looks(), list[Mapping[str, str]]()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(watch_uevents, looks)
+        nursery.start_soon(watch_uevents, looks, heard.append)
         await wait_all_tasks_blocked()
         before = looks.count
         assert before == 1, "everything is looked at once the monitor is open"
@@ -215,3 +215,4 @@ async def test_the_kernels_own_words_make_the_daemon_look() -> None:
             while looks.count == before:
                 await looks.bell.wait()
         nursery.cancel_scope.cancel()
+    assert ("change", "pci") in [(it["ACTION"], it["SUBSYSTEM"]) for it in heard]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
+from arcsup.host.kmsg import LogRecord, parse_oom_kills, parse_record, read_kernel_log
 
 HOST = (
     "3,1201,88224515,-;Out of memory: Killed process 4711 (qemu-system-x86) total-vm:9234567kB,"
@@ -22,3 +22,14 @@ def test_kills_for_want_of_memory_are_found_by_pid() -> None:
 
 def test_where_the_log_may_not_be_read_nothing_is_known(tmp_path: Path) -> None:
     assert read_kernel_log(tmp_path / "none") == ""
+
+
+def test_a_record_has_its_time_its_text_and_who_wrote_it() -> None:
+    dictionary = b" SUBSYSTEM=pci\n DEVICE=+pci:0000:2b:00.0\n"
+    raw = b"4,1299,12500000,-;NVRM: Xid (PCI:0000:2b:00): 79\n"
+    assert parse_record(raw + dictionary) == LogRecord(0, 12.5, "NVRM: Xid (PCI:0000:2b:00): 79")
+    written_by_a_program = parse_record(b"12,1300,13000000,-;NVRM: Xid (PCI:0000:2b:00): 79\n")
+    assert written_by_a_program is not None
+    assert written_by_a_program.facility == 1
+    assert parse_record(b"") is None
+    assert parse_record(b"no record\n") is None

@@ -8,7 +8,7 @@ Sources: libudev's monitor (udev(7)); what it hides was measured: after an overf
 import logging
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pyudev
@@ -20,8 +20,13 @@ SUBSYSTEMS = ("pci", "mdev", "vfio", "drm", "iommu")
 """Where GPUs, their virtual functions, mediated devices and group nodes come and go."""
 
 
-async def watch_uevents(changed: Callable[[], None]) -> None:
-    """Call ``changed`` after every device event of ``SUBSYSTEMS``, for ever."""
+async def watch_uevents(
+    changed: Callable[[], None], heard: Callable[[Mapping[str, str]], None]
+) -> None:
+    """Call ``heard`` with the properties of each device event of ``SUBSYSTEMS``, for ever.
+
+    Whenever some have come, or may have been missed, ``changed`` is called after them.
+    """
     # udevd's own events come after its rules have set owners and modes; the kernel's come before.
     source = "udev" if Path("/run/udev/control").exists() else "kernel"
     monitor = pyudev.Monitor.from_netlink(pyudev.Context(), source=source)
@@ -33,8 +38,8 @@ async def watch_uevents(changed: Callable[[], None]) -> None:
         await trio.lowlevel.wait_readable(monitor.fileno())
         try:
             # Device is falsy when it has no properties, so None must be asked for by name.
-            while monitor.poll(timeout=0) is not None:
-                pass
+            while (device := monitor.poll(timeout=0)) is not None:
+                heard(device.properties)
         except OSError:
             _clear_overflow(monitor.fileno())
             logger.warning("the kernel's event queue overflowed; looking at every device again")

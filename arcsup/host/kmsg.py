@@ -1,6 +1,7 @@
-"""What the kernel log says of processes that it killed. Source: Documentation/ABI/testing/dev-kmsg.
+"""The kernel log: what it says, and of which processes that it killed.
 
-Records read ``priority,sequence,microseconds,flags;text``. Reading needs CAP_SYSLOG (or
+Source: Documentation/ABI/testing/dev-kmsg. Records read
+``priority,sequence,microseconds,flags;text``. Reading needs CAP_SYSLOG (or
 kernel.dmesg_restrict=0); where it is not allowed, nothing is known.
 """
 
@@ -8,8 +9,33 @@ import os
 import re
 from pathlib import Path
 
+from attrs import frozen
+
 _OOM_KILL = re.compile(r"[Oo]ut of memory: Killed process (\d+) ")
 """mm/oom_kill.c, both for the whole host and for a memory cgroup."""
+
+
+@frozen
+class LogRecord:
+    """One record. ``at`` is in seconds on the monotonic clock, as near as the kernel keeps it.
+
+    Only the kernel itself is facility 0 (printk.c): a program that writes /dev/kmsg, or one whose
+    log is passed on to there, is never believed in its name.
+    """
+
+    facility: int
+    at: float
+    text: str
+
+
+def parse_record(record: bytes) -> LogRecord | None:
+    """Return a record of /dev/kmsg without the lines of its dictionary; None: it is malformed."""
+    head, _, body = record.decode(errors="replace").partition(";")
+    try:
+        priority, _sequence, microseconds, *_ = head.split(",")
+        return LogRecord(int(priority) >> 3, int(microseconds) / 1e6, body.partition("\n")[0])
+    except ValueError:
+        return None
 
 
 def parse_oom_kills(text: str) -> frozenset[int]:
@@ -25,14 +51,15 @@ def read_kernel_log(device: Path = Path("/dev/kmsg")) -> str:
         return ""
     records = []
     try:
-        while record := _next_record(descriptor):
+        while record := next_record(descriptor):
             records.append(record)
     finally:
         os.close(descriptor)
     return b"".join(records).decode(errors="replace")
 
 
-def _next_record(descriptor: int) -> bytes:
+def next_record(descriptor: int) -> bytes:
+    """Return the next record of a non-blocking descriptor; b"" where there is none yet."""
     while True:
         try:
             return os.read(descriptor, 8192)

@@ -22,6 +22,7 @@ from arcsup.host.network_vfs import observe_vf_mac, return_vf_mac, set_vf_mac
 from arcsup.host.owned import OwnedSlice, Rebinding, SliceChoice, device_path
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vendor_slices import create_vendor, find_type_id, remove_vendor, vendor_obstacle
+from arcsup.host.writer import unanswered_writes
 
 __all__ = [
     "OwnedSlice",
@@ -30,6 +31,7 @@ __all__ = [
     "create_slice",
     "find_group_node",
     "is_ready",
+    "is_stuck",
     "prepare_slice",
     "remove_slice",
 ]
@@ -105,6 +107,16 @@ async def remove_slice(
             if owned.mac is not None:
                 await return_vf_mac(owned, sysfs, holders)
             await restore_slice(owned, sysfs, holders)
+
+
+def is_stuck(owned: OwnedSlice, sysfs: Sysfs) -> str:
+    """Return that the kernel has not answered the taking back of a slice, in words; else "".
+
+    Until it has, the slice can neither be made anew nor given to anybody.
+    """
+    prefix = f"{sysfs.full(owned.device)}/"
+    path = next((path for path in unanswered_writes() if path.startswith(prefix)), None)
+    return f"{owned.id} is stuck: the kernel does not answer at {path}" if path else ""
 
 
 def find_group_node(owned: OwnedSlice, sysfs: Sysfs, dev: Path = _DEV) -> Path | None:

@@ -165,6 +165,11 @@ def is_unanswered(path: str) -> bool:
     return _unanswered[path] > 0
 
 
+def unanswered_writes() -> frozenset[str]:
+    """Return what the kernel still owes an answer to: attributes, and tools by name."""
+    return frozenset(+_unanswered)
+
+
 async def await_earlier_helpers(*, seconds: float, proc: Path = Path("/proc")) -> None:
     """Find what helpers of a daemon that has died still work on, and let them end.
 

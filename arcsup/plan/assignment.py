@@ -79,7 +79,8 @@ class Policy:
 
     ``quarantined`` holds what failed: a slice's id, a parent's or card's address, or
     ``PARENT/TYPE``. ``busy`` says of cards, in a sentence, why nothing of them can be given now;
-    ``uniform`` are those that could not be put in mixed mode.
+    ``uniform`` are those that could not be put in mixed mode. ``lost`` says of a card or a VF,
+    by address, why it is of no use although it is there.
     """
 
     cards: tuple[CardPolicy, ...] = ()
@@ -87,6 +88,7 @@ class Policy:
     quarantined: frozenset[str] = frozenset()
     busy: Mapping[str, str] = field(factory=dict)
     uniform: frozenset[str] = frozenset()
+    lost: Mapping[str, str] = field(factory=dict)
 
 
 class WaitFor(StrEnum):

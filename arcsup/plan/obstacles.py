@@ -66,6 +66,8 @@ def find_bar(card: Card, policy: Policy, table: PolicyTable) -> Obstacle | None:
     entry = table.entry_of(card)
     if entry is not None and entry.exclude:
         return Obstacle("excluded by `gpus` in arcsup.yaml")
+    if because := policy.lost.get(card.address):
+        return Obstacle(f"it is lost: {because}", WaitFor.CARD)
     if card.address in policy.busy:
         return Obstacle(policy.busy[card.address], WaitFor.VFS)
     if card.address in policy.quarantined:
@@ -103,6 +105,8 @@ def _vf_obstacle(card: Card, policy: Policy) -> Obstacle | None:
 
 def vf_obstacle(vf: Function, card: Card, policy: Policy) -> Obstacle | None:
     """Return why a virtual function can be given to nobody."""
+    if because := policy.lost.get(vf.address):
+        return Obstacle(f"it is lost: {because}", WaitFor.CARD)
     if vf.address in policy.quarantined:
         return Obstacle(QUARANTINED)
     if vf.group is None:

@@ -32,6 +32,7 @@ from arcsup.vm.commandline import Sockets, build_command_line, expected_devices
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.pinning import allowed_cpus, pin_vcpus, plan_pinning
+from arcsup.vm.presence import find_absent
 from arcsup.vm.process import (
     Process,
     closing_gate,
@@ -175,9 +176,7 @@ async def bring_up(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
     if launch is None or vm.running is None:
         raise AssertionError("a QEMU that is brought up has been launched")
     give_display(workshop.places.run_of(vm.name), workshop.viewer)
-    children = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
-    missing = sorted(set(launch.devices) - {child["name"] for child in children})
-    if missing:
+    if missing := await find_absent(launch.devices, qmp):
         raise Terminal(f"QEMU runs without {', '.join(missing)}, which the VM asks for")
     await _pin(vm.running, launch.numa_node, qmp)
     await qmp.execute("cont")

@@ -22,7 +22,9 @@ from qemu.qmp import ConnectError, ExecInterruptedError, QMPError
 from arcsup.alongside import alongside
 from arcsup.errors import Terminal, Transient
 from arcsup.plan.lifecycle import Phase, Step
+from arcsup.vm.launch import find_last_words
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
+from arcsup.vm.presence import verify_slices
 from arcsup.vm.qmp import Qmp, QmpEvent, connect_qmp_socket, open_qmp
 
 logger = logging.getLogger(__name__)
@@ -72,7 +74,7 @@ async def _serve_session(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -
             vm.qmp = qmp
             # A QEMU that ends while it is asked has said why: that is among the events.
             with suppress(ExecInterruptedError):
-                await _look(vm, workshop, qmp, bring_up)
+                await look(vm, workshop, qmp, bring_up)
             async with alongside(_feel_pulse, vm, workshop, qmp):
                 async for event in qmp.events:
                     await _on_event(vm, workshop, qmp, event, bring_up)
@@ -125,6 +127,8 @@ async def _on_event(
             vm.evidence = evolve(vm.evidence, panicked=True)
         case "RESET":
             workshop.tell(vm.name, "guest-reset", "the guest was reset", **event.data)
+            with suppress(ExecInterruptedError):
+                await verify_slices(vm, workshop, qmp)
         case "BLOCK_IO_ERROR":
             _note_io_error(vm, workshop, event.data)
         case "POWERDOWN":
@@ -132,7 +136,7 @@ async def _on_event(
     if event.name in _LOOK_AFTER or qmp.lost_events:
         qmp.lost_events = False
         with suppress(ExecInterruptedError):
-            await _look(vm, workshop, qmp, bring_up)
+            await look(vm, workshop, qmp, bring_up)
 
 
 _LOOK_AFTER = frozenset({"SHUTDOWN", "GUEST_PANICKED", "STOP", "RESUME", "WATCHDOG", "SUSPEND"})
@@ -152,7 +156,7 @@ def _note_io_error(vm: ManagedVm, workshop: Workshop, data: Mapping[str, Any]) -
     workshop.tell(vm.name, "disk-error", message, **data)
 
 
-async def _look(vm: ManagedVm, workshop: Workshop, qmp: Qmp, bring_up: BringUp) -> None:
+async def look(vm: ManagedVm, workshop: Workshop, qmp: Qmp, bring_up: BringUp) -> None:
     """Ask QEMU how it is and draw the consequences. Source: QAPI type RunState."""
     status = await _ask_status(qmp)
     _says_something(vm)
@@ -167,6 +171,9 @@ async def _look(vm: ManagedVm, workshop: Workshop, qmp: Qmp, bring_up: BringUp) 
     elif status == "guest-panicked":
         vm.evidence = evolve(vm.evidence, panicked=True)
         await _quit(qmp)
+    elif status == "internal-error" and (why := _find_device_error(vm, workshop)):
+        workshop.tell(vm.name, "device-lost", why)
+        vm.give_order(StopOrder(why, device_lost=True))
     elif status == "internal-error":
         _note_shutdown(vm, "host-error")
         await _quit(qmp)
@@ -174,6 +181,15 @@ async def _look(vm: ManagedVm, workshop: Workshop, qmp: Qmp, bring_up: BringUp) 
         await _note_running(vm, workshop)
     elif status in ("paused", "io-error", "debug", "watchdog"):
         await _note_paused(vm, workshop, status)
+
+
+def _find_device_error(vm: ManagedVm, workshop: Workshop) -> str:
+    """Return what QEMU says of a device that a PCI error has ended; "" where it halted for else.
+
+    It halts then with the state of an error of its own (hw/vfio/pci.c, vfio_err_notifier_handler).
+    """
+    words = find_last_words(vm, workshop)
+    return words if vm.record.slices and "Unrecoverable error detected" in words else ""
 
 
 async def _ask_status(qmp: Qmp) -> str:

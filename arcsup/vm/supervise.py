@@ -188,7 +188,8 @@ async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> N
                 await vm.session_over.wait()
         nursery.cancel_scope.cancel()
     if vm.order is not None:
-        detail, terminal = vm.order.start_failed, vm.order.hopeless
+        lost = vm.order.because if vm.order.device_lost else ""
+        detail, terminal = vm.order.start_failed or lost, vm.order.hopeless
     else:
         detail = "" if vm.evidence.was_ready else find_last_words(vm, workshop)
         terminal = _was_rejected(end, detail)
@@ -260,7 +261,9 @@ async def _climb(vm: ManagedVm, workshop: Workshop, process: Process, order: Sto
             process,
             lambda: vm.qmp,
             workshop.places.run_of(vm.name) / "agent.sock",
-            guest_time=LOST_DEVICE_TIME if order.device_lost else vm.vm.stop.timeout,
+            guest_time=min(vm.vm.stop.timeout, LOST_DEVICE_TIME)
+            if order.device_lost
+            else vm.vm.stop.timeout,
             hard=order.hard,
             took=partial(_note_rung, vm, workshop),
         )

@@ -193,19 +193,23 @@ def vfio_ioctl(descriptor: int, number: int, argument: int | bytearray = 0) -> i
 
 
 @contextlib.contextmanager
-def open_device(device: Path) -> Iterator[None]:
-    """Hold a device as a VMM does: container, group, type-1 IOMMU, device descriptor."""
+def open_device(device: Path, *, hidden: bool = False) -> Iterator[None]:
+    """Hold a device as a VMM does: container, group, type-1 IOMMU, device descriptor.
+
+    ``hidden`` keeps the last alone, of which /proc does not tell whose device it is.
+    """
     set_iommu, group_set_container, group_get_device = 2, 4, 6
     type1_iommu = 1
     with contextlib.ExitStack() as opened:
-
-        def keep(descriptor: int) -> int:
-            opened.callback(os.close, descriptor)
-            return descriptor
-
-        container = keep(os.open("/dev/vfio/vfio", os.O_RDWR | os.O_CLOEXEC))
-        group = keep(os.open(vfio_group(device), os.O_RDWR | os.O_CLOEXEC))
+        nodes = opened.enter_context(contextlib.ExitStack())
+        container = os.open("/dev/vfio/vfio", os.O_RDWR | os.O_CLOEXEC)
+        nodes.callback(os.close, container)
+        group = os.open(vfio_group(device), os.O_RDWR | os.O_CLOEXEC)
+        nodes.callback(os.close, group)
         vfio_ioctl(group, group_set_container, bytearray(struct.pack("i", container)))
         vfio_ioctl(container, set_iommu, type1_iommu)
-        keep(vfio_ioctl(group, group_get_device, bytearray(device.name.encode() + b"\0")))
+        name = bytearray(device.name.encode() + b"\0")
+        opened.callback(os.close, vfio_ioctl(group, group_get_device, name))
+        if hidden:
+            nodes.close()
         yield

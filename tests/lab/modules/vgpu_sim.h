@@ -6,6 +6,7 @@
  *   vgpu_sim_card.c  what a card offers: its types and its capacity rule; the PCI drivers
  *   vgpu_sim_mdev.c  vGPUs as mediated devices
  *   vgpu_sim_vf.c    vGPUs as NVIDIA's vendor-specific VFIO on virtual functions
+ *   vgpu_sim_loss.c  what drivers say of a card that is lost
  */
 #ifndef VGPU_SIM_H
 #define VGPU_SIM_H
