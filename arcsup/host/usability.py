@@ -43,7 +43,8 @@ def _oddities(card: Card, unsettled: Sequence[str], faults: Sequence[str]) -> It
     if card.types and not card.slices and all(kind.available == 0 for kind in card.types):
         yield "it has types, but none of them can be made now"
     if card.driver == "nvidia" and card.vfs_total and not card.vfs:
-        yield f"its VFs are not there: /usr/lib/nvidia/sriov-manage -e {card.address} makes them"
+        tool = f"/usr/lib/nvidia/sriov-manage -e {card.address}"
+        yield f"its VFs are not there: `vfs` in arcsup.yaml makes them, or {tool}"
     if card.driver == "nvidia" and card.vfs and not card.types and not _offers_types(card):
         yield "its VFs offer no vGPU types"
 
