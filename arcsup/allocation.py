@@ -78,8 +78,9 @@ class Allocation:
     async def observe(self) -> None:
         """Look at the host's GPUs."""
         self.inventory = await self.look.observe()
-        cards = self.inventory.cards
-        self._present = frozenset(piece.id for card in cards for piece in card.slices)
+        slices = {piece.id for card in self.inventory.cards for piece in card.slices}
+        vfs = (vf for card in self.inventory.network_cards for vf in card.vfs)
+        self._present = frozenset(slices | {vf.address for vf in vfs if vf.vm is not None})
 
     def assign(self, vms: Iterable[ManagedVm], up: frozenset[VmName]) -> None:
         """Choose slices for all VMs that are ``up`` or should be; the result is ``assignment``."""

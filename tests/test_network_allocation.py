@@ -73,6 +73,16 @@ async def test_a_vm_without_a_gpu_leaves_its_network_to_others(host: SmallHost) 
     assert [it.id for it in vf_of(host, TWO)] == [VFS[0]]
 
 
+async def test_a_vm_that_lacks_its_gpu_does_not_hoard_its_network(host: SmallHost) -> None:
+    host.drop("one", "gpus: [{vendor: nvidia}]\nnetworks: [{type: vf}]\n")
+    await host.plan()
+    one = host.fleet.vms[ONE]
+    assert not host.fleet.allocation.is_hoarding(one)
+    await one.save(host.fleet.workshop, slices=(_owned(VFS[0], 0),))
+    await host.plan()
+    assert host.fleet.allocation.is_hoarding(one)
+
+
 async def test_what_a_vm_had_stays_with_it(host: SmallHost) -> None:
     host.drop("two", "networks: [{type: vf}]\n")
     await host.plan()

@@ -60,6 +60,9 @@ def test_why_there_is_none_is_said() -> None:
     assert one(FREE, policy=excluded) == f"{none}excluded by `gpus` in arcsup.yaml)"
     busy = Policy(busy={CARDS[0]: "its virtual functions are being changed from 0 to 2"})
     assert one(FREE, policy=busy).endswith("being changed from 0 to 2)")
+    lost = Policy(lost={CARDS[0]: "Xid 79"})
+    assert one(FREE, policy=lost) == f"{none}it is lost: Xid 79)"
+    assert one(FREE, policy=Policy(lost={"0000:01:10.0": "AER"})) == "0000:01:10.2"
     bad = Policy(quarantined=frozenset({"0000:01:10.0"}))
     assert one(FREE, policy=bad) == "0000:01:10.2"
 

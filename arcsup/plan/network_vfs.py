@@ -79,6 +79,8 @@ def _make_room(card: NetworkCard, policy: Policy) -> _Room:
         return _Room(card, why="excluded by `gpus` in arcsup.yaml")
     if card.address in policy.busy:
         return _Room(card, why=policy.busy[card.address])
+    if because := policy.lost.get(card.address):
+        return _Room(card, why=f"it is lost: {because}")
     if not card.vfs:
         return _Room(
             card, why="its virtual functions are not enabled (`vfs` in arcsup.yaml enables them)"
@@ -88,6 +90,8 @@ def _make_room(card: NetworkCard, policy: Policy) -> _Room:
     room, reasons = _Room(card), []
     for vf in sorted(card.vfs, key=lambda vf: address_order(vf.address)):
         why = QUARANTINED if vf.address in policy.quarantined else vf.obstacle
+        if because := policy.lost.get(vf.address):
+            why = f"it is lost: {because}"
         if vf.vm is not None or (not why and vf.group in groups):
             why = "all are taken"
         if why:
