@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
-from arcsup.model import Audio, LookingGlass, Vm
+from arcsup.model import Audio, Display, DisplayType, LookingGlass, Vm
 from arcsup.vm.commandline import Resources, build_command_line
 from arcsup.vm.shared_memory import create_shared_memory, remove_shared_memory
 from arcsup.vm.sockets import listen_unix
@@ -222,3 +222,16 @@ def test_the_client_ends_with_the_view(daemon: Daemon, short_dir: Path) -> None:
     pid = int((short_dir / "client").read_text())
     assert not Path(f"/proc/{pid}").exists()
     assert daemon.state_of("one") == "running"
+
+
+@pytest.mark.guest
+async def test_the_guest_finds_what_a_spice_client_speaks_to(short_dir: Path) -> None:
+    vm = evolve(make_linux(), display=Display(DisplayType.SPICE))
+    async with booted(vm, short_dir) as (console, _):
+        await console.run("modprobe virtio_console")
+        ports = await console.run("cat /sys/class/virtio-ports/*/name")
+        classes = await console.run("cat /sys/bus/pci/devices/*/class")
+
+    # The clipboard's agent; a screen, USB for tablet, keyboard and redirection, and sound.
+    assert "com.redhat.spice.0" in ports.split()
+    assert {"0x030000", "0x0c0330", "0x040300"} <= set(classes.split())
