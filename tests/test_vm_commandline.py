@@ -199,3 +199,21 @@ def test_derived_macs_are_stable_unicast_and_different(uuid: UUID, one: int, two
     assert derive_mac(uuid, one) == derive_mac(uuid, one)
     assert (derive_mac(uuid, one) == derive_mac(uuid, two)) is (one == two)
     assert int(derive_mac(uuid, one)[:2], 16) & 0b11 == 0b10
+
+
+@pytest.mark.parametrize(
+    ("display", "frames", "pointer"),
+    [
+        (DisplayType.SPICE, LookingGlass(), "usb-mouse"),
+        (DisplayType.VNC, LookingGlass(), "usb-tablet"),
+        (DisplayType.SPICE, None, "usb-tablet"),
+    ],
+)
+def test_looking_glass_gets_a_mouse_and_everybody_else_a_tablet(
+    display: DisplayType, frames: LookingGlass | None, pointer: str
+) -> None:
+    vm = evolve(make_vm("a"), display=Display(display), looking_glass=frames)
+    line = " ".join(build_command_line(vm, find_resources(vm)))
+
+    assert f"{pointer},id=" in line
+    assert line.count("usb-mouse") + line.count("usb-tablet") == 1

@@ -176,9 +176,13 @@ def input_args(vm: Vm, capabilities: Capabilities) -> Argv:
     ports = f"p2={USB_PORTS},p3={USB_PORTS}"
     argv = ["-device", f"qemu-xhci,id=usb,{ports},bus=pcie.0,addr={Slot.USB:#x}"]
     if shown:
-        # A tablet tells where the pointer is; a mouse would have to be grabbed.
+        # A tablet tells where the pointer is; a mouse would have to be grabbed. Looking Glass's
+        # client moves a mouse, and beside a tablet Windows clicks where that was seen last
+        # (Looking Glass's documentation, "Installation": SPICE server).
+        on_spice = vm.display.type is DisplayType.SPICE
+        pointer = "mouse" if on_spice and vm.looking_glass is not None else "tablet"
         argv += [
-            "-device", "usb-tablet,id=tablet,bus=usb.0,port=1",
+            "-device", f"usb-{pointer},id={pointer},bus=usb.0,port=1",
             "-device", "usb-kbd,id=keyboard,bus=usb.0,port=2",
         ]  # fmt: skip
     if vm.display.type is DisplayType.SPICE and "usb-redir" in capabilities.devices:

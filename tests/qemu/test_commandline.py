@@ -72,7 +72,9 @@ REPRESENTATIVES = {
             *(Network(model=model) for model in NetworkModel),
         ),
     ),
-    "spice": evolve(SMALL, display=Display(DisplayType.SPICE), audio=Audio.SPICE),
+    "spice": evolve(
+        SMALL, display=Display(DisplayType.SPICE), looking_glass=LookingGlass(640, 480)
+    ),
     "vnc": evolve(SMALL, display=Display(DisplayType.VNC), audio=Audio.SCREAM),
     "virtio gpus": evolve(
         SMALL,
