@@ -63,10 +63,18 @@ KERNEL_INSTALL = r"""
 """
 SYSTEMCTL = r"""
 wants=$ROOT/etc/systemd/system/multi-user.target.wants
+for unit; do :; done
 case $1 in
-enable) ln -sf ../arcsup.service "$wants/arcsup.service" ;;
-disable) rm -f "$wants/arcsup.service" ;;
+enable) ln -sf "../$unit" "$wants/$unit" ;;
+disable) rm -f "$wants/$unit" ;;
 esac
+"""
+USERADD = r"""
+for name; do :; done
+echo "$name:x:998:998::/nonexistent:/usr/sbin/nologin" >>"$ROOT/etc/passwd"
+"""
+USERDEL = r"""
+sed -i "/^$1:/d" "$ROOT/etc/passwd"
 """
 
 PROGRAMS = {
@@ -76,6 +84,8 @@ PROGRAMS = {
     "apt-cache": APT_CACHE,
     "groupadd": GROUPADD,
     "groupdel": GROUPDEL,
+    "useradd": USERADD,
+    "userdel": USERDEL,
     "systemctl": SYSTEMCTL,
 }
 
@@ -118,6 +128,7 @@ def add_programs(root: Path) -> None:
     write(root, "var/lib/apt/on-servers", known)
     write(root, "var/lib/apt/known", known)
     write(root, "etc/group", "root:x:0:\nkvm:x:104:\n")
+    write(root, "etc/passwd", "root:x:0:0::/root:/bin/sh\n")
     (root / "run/systemd/system").mkdir(parents=True)
     (root / "etc/systemd/system/multi-user.target.wants").mkdir(parents=True)
 

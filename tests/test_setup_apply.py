@@ -16,7 +16,8 @@ from arcsup.setup.findings import Level
 from arcsup.setup.host import Host, rebase
 from arcsup.setup.journal import Journal
 from arcsup.setup.packages import APT
-from arcsup.setup.plan import SetupPlan, plan_setup
+from arcsup.setup.plan import plan_setup
+from arcsup.setup.steps import SetupPlan
 from arcsup.spec.config import load_config
 from tests.host_programs import (
     Recorder,
@@ -347,7 +348,7 @@ def test_the_journal_keeps_every_kind_of_action(root: Path) -> None:
 
     journal = journal_of(host_of(root))
 
-    assert len({type(entry.action) for entry in journal.entries}) == 7
+    assert len({type(entry.action) for entry in journal.entries}) == 8
     again = Journal(root / "copy.json", list(journal.entries))
     again.save()
     assert Journal.load(root / "copy.json").entries == journal.entries

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from arcsup.setup.actions import CreateFile, ReplaceFile
+from arcsup.setup.actions import CreateFile, ReplaceFile, RunCommand
 from arcsup.setup.boot import REBOOT, plan_parameters
 from arcsup.setup.host import Host
 from arcsup.setup.iommu import INTEL_PARAMETERS, find_parameters
@@ -126,20 +126,45 @@ def test_without_a_way_to_refresh_the_line_is_told(host: Host) -> None:
     assert f"make the line read root=/dev/sda1 {WORDS}" in note
 
 
-@pytest.mark.parametrize(
-    ("program", "command"),
-    [
-        ("grubby", f"grubby --update-kernel=ALL --args='{WORDS}'"),
-        ("kernelstub", f"kernelstub --add-options '{WORDS}'"),
-    ],
-)
-def test_where_a_program_changes_entries_its_command_is_told(
-    program: str, command: str, host: Host
+EDITORS = [
+    (
+        "grubby",
+        "--update-kernel=ALL --args=",
+        "--update-kernel=ALL --remove-args=",
+        "etc/default/grub",
+    ),
+    ("kernelstub", "--add-options ", "--delete-options ", "etc/kernelstub/configuration"),
+]
+
+
+@pytest.mark.parametrize(("program", "add", "remove", "file"), EDITORS)
+def test_a_program_that_changes_entries_is_run_and_can_take_the_change_back(
+    program: str, add: str, remove: str, file: str, host: Host
 ) -> None:
     add_program(host.root, program, "")
     add_grub(host.root)
 
     plan = plan_parameters(host, INTEL_PARAMETERS)
 
-    assert plan.actions == ()
-    assert plan.notes == (f"as root, run: {command}; then reboot",)
+    [change] = plan.actions
+    assert isinstance(change, RunCommand)
+    assert " ".join(change.apply) == f"{program} {add}{WORDS}"
+    assert " ".join(change.undo) == f"{program} {remove}{WORDS}"
+    assert plan.notes == (REBOOT,)
+
+
+@pytest.mark.parametrize(("program", "add", "remove", "file"), EDITORS)
+def test_what_entries_have_already_is_neither_added_nor_taken_back(
+    program: str, add: str, remove: str, file: str, host: Host
+) -> None:
+    add_program(host.root, program, "")
+    write(host.root, file, '"kernel_options": ["quiet", "intel_iommu=on"]\n')
+
+    [change] = plan_parameters(host, INTEL_PARAMETERS).actions
+
+    assert isinstance(change, RunCommand)
+    assert " ".join(change.apply) == f"{program} {add}iommu=pt"
+    assert " ".join(change.undo) == f"{program} {remove}iommu=pt"
+    write(host.root, file, '"kernel_options": ["iommu=pt", "intel_iommu=on"]\n')
+    again = plan_parameters(host, INTEL_PARAMETERS)
+    assert (again.actions, again.notes) == ((), (REBOOT,))

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from arcsup.setup.lock import hold_setup
 from tests.cli_runner import Cli
 from tests.fake_supervisor import FakeSupervisor
-from tests.host_programs import Recorder, add_programs, record
-from tests.host_tree import read_tree, write
+from tests.host_programs import Recorder, add_grub, add_programs, record
+from tests.host_tree import host_of, read_tree, write
 
 
 @pytest.fixture
@@ -66,7 +67,8 @@ def test_undo_tells_what_it_takes_back_and_what_it_keeps(cli: Cli, root: Path) -
     assert result.code == 0
     assert f"setup: undo: write {root}/etc/arcsup/arcsup.yaml\n" in result.err
     assert f"kept: make {root}/var/lib/arcsup/images (mode 750): it is not empty\n" in result.out
-    assert set(read_tree(root)) - set(before) == {
+    # The lock's file lies where the next boot begins without it.
+    assert set(read_tree(root)) - set(before) - {"run/arcsup-setup.lock"} == {
         *("var/lib/arcsup", "var/lib/arcsup/images", "var/lib/arcsup/images/disk"),
     }
     assert cli("setup", "--root", str(root), "--undo").err == "setup has done nothing here\n"
@@ -79,7 +81,8 @@ def test_json_goes_alone_to_stdout(cli: Cli, root: Path) -> None:
 
     assert plan == done
     assert {action["kind"] for action in plan["actions"]} == {
-        *("CreateDirectory", "InstallPackages", "CreateGroup", "CreateFile", "RunCommand"),
+        *("CreateDirectory", "InstallPackages", "CreateGroup", "CreateUser", "CreateFile"),
+        "RunCommand",
     }
     assert len(undone["actions"]) == len(done["actions"])
     assert undone["kept"] == []
@@ -104,3 +107,47 @@ def test_apply_and_undo_do_not_go_together(cli: Cli, root: Path) -> None:
 
 def test_a_root_that_is_not_there_is_wrong_usage(cli: Cli, tmp_path: Path) -> None:
     assert cli("setup", "--root", str(tmp_path / "missing")).code == 2
+
+
+def test_two_at_once_are_refused(cli: Cli, root: Path) -> None:
+    with hold_setup(host_of(root)):
+        refused = cli("setup", "--root", str(root), "--apply")
+
+        assert (refused.code, refused.err.splitlines()[0]) == (
+            6,
+            "arcsup: another setup of this host runs",
+        )
+        assert cli("setup", "--root", str(root)).code == 0
+    assert cli("setup", "--root", str(root), "--apply").code == 0
+
+
+def test_a_size_that_is_none_is_wrong_usage(cli: Cli, root: Path) -> None:
+    refused = cli("setup", "--root", str(root), "--hugepages", "many")
+
+    assert (refused.code, "expected a size" in refused.err) == (2, True)
+
+
+def test_after_a_reboot_it_goes_on_with_the_same_choices_and_once(
+    cli: Cli, root: Path, recorder: Recorder
+) -> None:
+    write(root, "sys/firmware/acpi/tables/DMAR")
+    add_grub(root)
+    cli("setup", "--root", str(root), "--apply", "--hugepages", "1GiB")
+    unit = root / "etc/systemd/system/arcsup-setup.service"
+    start = "ExecStart=/usr/bin/arcsup setup --resume --hugepages 1024MiB"
+    assert start in unit.read_text().splitlines()
+    assert "systemctl enable arcsup-setup.service" in recorder.calls("systemctl")
+    assert cli("setup", "--root", str(root), "--apply", "--hugepages", "1GiB").code == 0
+    # The reboot: the kernel has got its parameters, and made groups of them.
+    write(root, "proc/cmdline", "quiet intel_iommu=on iommu=pt\n")
+    (root / "sys/kernel/iommu_groups/0").mkdir(parents=True)
+
+    resumed = cli("setup", "--root", str(root), "--resume", "--hugepages", "1GiB")
+
+    assert resumed.code == 0
+    assert not unit.exists()
+    assert "systemctl disable arcsup-setup.service" in recorder.calls("systemctl")
+    assert cli("setup", "--root", str(root), "--hugepages", "1GiB").out == ""
+    assert cli("setup", "--root", str(root), "--undo").code == 0
+    assert not (root / "etc/default/grub.d/arcsup.cfg").exists()
+    assert not (root / "etc/sysctl.d/60-arcsup.conf").exists()

@@ -13,6 +13,7 @@ from tests.guest import TOP
 NAMES = [
     "config/arcsup.yaml",
     "contrib/systemd/arcsup.service",
+    "contrib/systemd/arcsup-setup.service",
     "contrib/systemd/user/arcsup.service",
 ]
 

@@ -14,8 +14,9 @@ from arcsup.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
     from arcsup.setup.carry_out import Kept
+    from arcsup.setup.choices import Choices
     from arcsup.setup.host import Host
-    from arcsup.setup.plan import SetupPlan
+    from arcsup.setup.steps import SetupPlan
 
 
 class ActionJson(TypedDict):
@@ -34,9 +35,28 @@ class SetupJson(TypedDict):
     notes: list[str]
 
 
+def _take_mib(_ctx: click.Context, _param: click.Parameter, value: str | None) -> int:
+    """Return the MiB of a size as VM files have it."""
+    from arcsup.spec.units import parse_size
+
+    try:
+        return 0 if value is None else parse_size(value)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
 @click.command()
 @click.option("--apply", "do_apply", is_flag=True, help="Do what the plan says.")
 @click.option("--undo", "do_undo", is_flag=True, help="Take back all that setup did.")
+@click.option(
+    "--gpu-sharing",
+    type=click.Choice(["gvt-g", "sriov"]),
+    help="Have Intel's graphics shared: GVT-g to Comet Lake, SR-IOV from Tiger Lake on.",
+)
+@click.option(
+    "--hugepages", callback=_take_mib, metavar="SIZE", help="Set huge pages aside at each boot."
+)
+@click.option("--resume", "do_resume", is_flag=True, hidden=True)
 @root_option
 @place_options
 @output_options
@@ -45,35 +65,50 @@ def setup(
     session: Session,
     do_apply: bool,
     do_undo: bool,
+    do_resume: bool,
+    gpu_sharing: str | None,
+    hugepages: int,
     root: Path | None,
     output: str,
     **options: Unpack[PlaceOptions],
 ) -> int:
     """Make this host ready for VMs; without --apply, show what that takes.
 
-    As root: packages, directories, configuration, group, kernel modules, the IOMMU on the
-    kernel's command line, and the service. As anybody else: what a user may do for a session.
-    Only what is missing is done, and nothing that is there is overwritten. --undo takes back
-    exactly what was done, except for what others have changed since.
+    As root: packages, directories, configuration, group and user, kernel modules, drivers, the
+    IOMMU on the kernel's command line, and the service. As anybody else: what a user may do for a
+    session. Only what is missing is done, and nothing that is there is overwritten. After a reboot
+    that it asks for, it goes on by itself. --undo takes back exactly what was done, except for what
+    others have changed since.
+
+    A vendor's driver package in /var/lib/arcsup/vendor (NVIDIA's vGPU host driver, AMD's GIM,
+    i915-sriov-dkms) is installed too, by its own installer or the package manager, and signed for
+    Secure Boot.
 
     \b
     Example:
       arcsup setup
       sudo arcsup setup --apply
     """
+    from arcsup.setup.choices import Choices, GpuSharing
+    from arcsup.setup.lock import hold_setup
+
     if do_apply and do_undo:
         raise UsageError("--apply and --undo do not go together")
     host = find_host(session, root, **options)
-    if do_undo:
-        return _undo(host, output)
-    return _apply(host, output) if do_apply else _show(host, output)
+    choices = Choices(GpuSharing(gpu_sharing) if gpu_sharing else None, hugepages)
+    if not (do_undo or do_apply or do_resume):
+        return _show(host, output, choices)
+    with hold_setup(host):
+        if do_undo:
+            return _undo(host, output)
+        return _apply(host, output, choices, resumed=do_resume)
 
 
-def _show(host: "Host", output: str) -> int:
+def _show(host: "Host", output: str, choices: "Choices") -> int:
     from arcsup.setup.carry_out import journal_of
     from arcsup.setup.plan import plan_setup
 
-    plan = plan_setup(host, find_arcsup(host))
+    plan = plan_setup(host, find_arcsup(host), choices)
     pending = [entry.action for entry in journal_of(host).entries if not entry.done]
     told = _as_json(plan)
     again: list[ActionJson] = [
@@ -90,13 +125,17 @@ def _show(host: "Host", output: str) -> int:
     return ExitCode.OK
 
 
-def _apply(host: "Host", output: str) -> int:
+def _apply(host: "Host", output: str, choices: "Choices", *, resumed: bool) -> int:
     from arcsup.setup.carry_out import apply_all, finish, journal_of
     from arcsup.setup.plan import plan_setup
+    from arcsup.setup.resume import end_resume
 
     journal = journal_of(host)
     finish(host, journal, _tell)
-    plan = plan_setup(host, find_arcsup(host))
+    if resumed:
+        # It runs once: what needs yet another reboot asks for it by itself.
+        end_resume(host, journal, _tell)
+    plan = plan_setup(host, find_arcsup(host), choices)
     apply_all(host, journal, plan.actions, _tell)
     told = _as_json(plan)
     if not _print(output, told):

@@ -84,6 +84,18 @@ class CreateGroup:
 
 
 @frozen
+class CreateUser:
+    """Make a user of the system without a home, in a group of its own name and in ``groups``."""
+
+    name: str
+    groups: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        more = f" in {', '.join(self.groups)}" if self.groups else ""
+        return f"make user {self.name}{more}"
+
+
+@frozen
 class RunCommand:
     """Run a program; ``undo`` takes back what it does."""
 
@@ -101,6 +113,7 @@ Action = (
     | ReplaceFile
     | InstallPackages
     | CreateGroup
+    | CreateUser
     | RunCommand
 )
 

@@ -1,14 +1,21 @@
 """The kernel's command line, through what the boot loader has for additions.
 
 Sources: Debian's grub-mkconfig (it reads /etc/default/grub.d/*.cfg, upstream's does not),
-kernel-install(8), proxmox-boot-tool(8).
+kernel-install(8), proxmox-boot-tool(8), kernelstub(8), grubby(8).
 """
 
 from pathlib import Path
 
 from attrs import frozen
 
-from arcsup.setup.actions import Action, Command, CreateDirectory, CreateFile, ReplaceFile
+from arcsup.setup.actions import (
+    Action,
+    Command,
+    CreateDirectory,
+    CreateFile,
+    ReplaceFile,
+    RunCommand,
+)
 from arcsup.setup.host import Host, read_text
 
 GRUB_DROP_IN = "/etc/default/grub.d/arcsup.cfg"
@@ -17,11 +24,36 @@ CMDLINE = "/etc/kernel/cmdline"
 ENTRY_FOLDERS = ("boot/loader/entries", "boot/efi/loader/entries", "efi/loader/entries")
 """Where the entries of the Boot Loader Specification are, by where the partition is mounted."""
 
-BY_HAND = {
-    "kernelstub": "kernelstub --add-options '{}'",
-    "grubby": "grubby --update-kernel=ALL --args='{}'",
-}
-"""Programs that change every entry of their boot loader: exact to type, not exact to take back."""
+
+@frozen
+class Editor:
+    """A program that changes every entry of its boot loader, and takes the change back.
+
+    ``add`` and ``remove`` end with the parameters; ``files`` are globs of where it keeps them.
+    """
+
+    add: Command
+    remove: Command
+    files: tuple[str, ...]
+
+    def fill(self, command: Command, words: str) -> Command:
+        """Return a command for ``words``."""
+        return (*command[:-1], command[-1].format(words))
+
+
+EDITORS = (
+    Editor(
+        ("kernelstub", "--add-options", "{}"),
+        ("kernelstub", "--delete-options", "{}"),
+        ("etc/kernelstub/configuration",),
+    ),
+    Editor(
+        ("grubby", "--update-kernel=ALL", "--args={}"),
+        ("grubby", "--update-kernel=ALL", "--remove-args={}"),
+        ("boot/loader/entries/*.conf", "boot/grub2/grubenv", "etc/default/grub"),
+    ),
+)
+"""kernelstub(8) of Pop!_OS, grubby(8) of Fedora."""
 
 REBOOT = "the kernel's command line has changed: reboot, then run `arcsup doctor`"
 
@@ -39,14 +71,29 @@ def plan_parameters(host: Host, parameters: tuple[str, ...]) -> BootPlan:
     if not parameters:
         return BootPlan()
     words = " ".join(parameters)
-    for program, command in BY_HAND.items():
-        if host.find_program(program) is not None:
-            return BootPlan(notes=(f"as root, run: {command.format(words)}; then reboot",))
+    for editor in EDITORS:
+        if host.find_program(editor.add[0]) is not None:
+            return _plan_editor(host, editor, parameters)
     if _has_grub_drop_ins(host):
         return _plan_grub(host, words)
     if host.path(CMDLINE).exists() or _has_entries(host):
         return _plan_cmdline(host, parameters)
     return BootPlan(notes=(f"add to the kernel's command line and reboot: {words}",))
+
+
+def _plan_editor(host: Host, editor: Editor, parameters: tuple[str, ...]) -> BootPlan:
+    # What is there already was asked for by somebody else, who may want to keep it.
+    known = {
+        word.strip("\"',[]")
+        for pattern in editor.files
+        for file in host.root.glob(pattern)
+        for word in read_text(file).split()
+    }
+    missing = " ".join(word for word in parameters if word not in known)
+    if not missing:
+        return BootPlan(notes=(REBOOT,))
+    change = RunCommand(editor.fill(editor.add, missing), editor.fill(editor.remove, missing))
+    return BootPlan((change,), (REBOOT,))
 
 
 def _has_grub_drop_ins(host: Host) -> bool:

@@ -19,13 +19,14 @@ from arcsup.setup.actions import (
     CreateDirectory,
     CreateFile,
     CreateGroup,
+    CreateUser,
     InstallPackages,
     ReplaceFile,
     RunCommand,
     SecureDirectory,
 )
 from arcsup.setup.commands import run_command
-from arcsup.setup.groups import find_group
+from arcsup.setup.groups import find_group, has_user
 from arcsup.setup.host import Host, read_text
 from arcsup.setup.journal import Entry, Journal
 from arcsup.setup.packages import install_packages, remove_packages
@@ -87,6 +88,20 @@ def undo_all(host: Host, journal: Journal, tell: Tell) -> Iterator[Kept]:
             yield Kept(entry.action, why)
 
 
+def take_back(host: Host, journal: Journal, chosen: Callable[[Action], bool], tell: Tell) -> None:
+    """Take back what ``chosen`` is true of, last first, whether others have changed it or not.
+
+    Raises ArcsupError at the first that fails.
+    """
+    for index in reversed(range(len(journal.entries))):
+        entry = journal.entries[index]
+        if chosen(entry.action):
+            tell(f"undo: {entry.action}")
+            _guarded(_undo, host, entry)
+            del journal.entries[index]
+            journal.save()
+
+
 def _guarded(act: Callable[[Host, Entry], T], host: Host, entry: Entry) -> T:
     try:
         return act(host, entry)
@@ -120,9 +135,8 @@ def _do(host: Host, entry: Entry) -> Entry:
             _run_all(host, then)
         case InstallPackages() as action:
             packages = install_packages(host, action)
-        case CreateGroup(name=name):
-            if find_group(host, name) is None:
-                run_command(host, ("groupadd", "--system", name))
+        case CreateGroup() | CreateUser() as action:
+            _create_account(host, action)
         case RunCommand(apply=argv):
             run_command(host, argv)
     return evolve(entry, done=True, packages=packages)
@@ -147,14 +161,37 @@ def _undo(host: Host, entry: Entry) -> str:
             # Of a run that did not end, only what was asked for is known to be its doing.
             names = entry.packages if entry.done else action.packages
             remove_packages(host, action, names)
+        case CreateGroup() | CreateUser() as action:
+            return _remove_account(host, action)
+        case RunCommand(undo=argv):
+            run_command(host, argv)
+    return ""
+
+
+def _create_account(host: Host, action: CreateGroup | CreateUser) -> None:
+    match action:
+        case CreateGroup(name=name):
+            if find_group(host, name) is None:
+                run_command(host, ("groupadd", "--system", name))
+        case CreateUser(name=name, groups=groups):
+            command = ("useradd", "--system", "--user-group", "--no-create-home")
+            nowhere = ("--home-dir", "/nonexistent", "--shell", "/usr/sbin/nologin")
+            more = ("--groups", ",".join(groups)) if groups else ()
+            if not has_user(host, name):
+                run_command(host, (*command, *nowhere, *more, name))
+
+
+def _remove_account(host: Host, action: CreateGroup | CreateUser) -> str:
+    match action:
         case CreateGroup(name=name):
             group = find_group(host, name)
             if group is not None and group.members:
                 return f"it has members: {', '.join(group.members)}"
             if group is not None:
                 run_command(host, ("groupdel", name))
-        case RunCommand(undo=argv):
-            run_command(host, argv)
+        case CreateUser(name=name):
+            if has_user(host, name):
+                run_command(host, ("userdel", name), "a process of it may run: stop its VMs first")
     return ""
 
 

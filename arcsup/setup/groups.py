@@ -1,4 +1,4 @@
-"""Groups of the host, read from its own file: getgrnam(3) would ask about this host's."""
+"""Groups and users of the host, read from its own files: getgrnam(3) would ask about this one."""
 
 from attrs import frozen
 
@@ -20,3 +20,9 @@ def find_group(host: Host, name: str) -> Group | None:
         if len(words) == 4 and words[0] == name:
             return Group(name, tuple(member for member in words[3].split(",") if member))
     return None
+
+
+def has_user(host: Host, name: str) -> bool:
+    """Tell whether there is a user of that name. Source: passwd(5)."""
+    lines = host.read("/etc/passwd").splitlines()
+    return any(line.partition(":")[0] == name for line in lines)

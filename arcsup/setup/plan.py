@@ -4,28 +4,35 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-from attrs import frozen
-
 from arcsup.setup.actions import (
     Action,
     Command,
     CreateDirectory,
     CreateFile,
     CreateGroup,
+    CreateUser,
     RunCommand,
     SecureDirectory,
 )
-from arcsup.setup.boot import plan_parameters
+from arcsup.setup.boot import REBOOT, plan_parameters
 from arcsup.setup.checks.kernel import WANTED_MODULES, is_loadable
-from arcsup.setup.groups import find_group
+from arcsup.setup.choices import Choices
+from arcsup.setup.drivers import list_modules, plan_drivers
+from arcsup.setup.groups import find_group, has_user
 from arcsup.setup.host import Host, read_text
 from arcsup.setup.iommu import find_parameters
 from arcsup.setup.packages import find_manager, plan_packages
 from arcsup.setup.resources import read_resource
+from arcsup.setup.resume import plan_resume
+from arcsup.setup.steps import SetupPlan, create_directories
+from arcsup.setup.tuning import plan_tuning
+from arcsup.setup.vendor import plan_vendor
 from arcsup.spec.config import load_config
 
 GROUP = "arcsup"
 """Its members may use the control socket."""
+
+QEMU_USER = "arcsup-qemu"
 
 MODULES_FILE = "/etc/modules-load.d/arcsup.conf"
 MODULES_FOLDERS = ("/etc/modules-load.d", "/run/modules-load.d", "/usr/lib/modules-load.d")
@@ -37,29 +44,25 @@ USER_UNITS = ("/etc", "/usr/local/lib", "/usr/local/share", "/usr/lib", "/usr/sh
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
-@frozen
-class SetupPlan:
-    """What is to be done, in order, and what only the user can do."""
-
-    actions: tuple[Action, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    def __add__(self, other: "SetupPlan") -> "SetupPlan":
-        return SetupPlan(self.actions + other.actions, self.notes + other.notes)
-
-
-def plan_setup(host: Host, program: Path) -> SetupPlan:
-    """Return what this host lacks; ``program`` is the arcsup that the unit is to start.
+def plan_setup(host: Host, program: Path, choices: Choices | None = None) -> SetupPlan:
+    """Return what this host lacks; ``program`` is the arcsup that the units are to start.
 
     A user's session gets what a user may do; the rest is told. Raises SpecError for a faulty
     configuration.
     """
+    choices = choices or Choices()
     # The state directory comes first: the journal lives there.
     plan = _plan_directories(host)
     if host.places.system:
-        plan += _plan_packages(host) + _plan_config(host) + _plan_modules(host) + _plan_boot(host)
+        plan += _plan_packages(host) + _plan_config(host) + _plan_user(host)
+        plan += plan_drivers(host, choices) + _plan_modules(host, choices)
+        plan += plan_tuning(host, choices)
+        # A driver is installed once nothing else holds its cards.
+        plan += plan_vendor(host, reboot_first=plan.reboot) + _plan_boot(host)
     else:
         plan += _tell_packages(host) + _plan_config(host)
+    if plan.reboot:
+        plan += plan_resume(host, program, choices)
     return plan + _plan_service(host, program)
 
 
@@ -72,7 +75,7 @@ def _plan_directories(host: Host) -> SetupPlan:
         if not folder.is_dir():
             planned = {action.path for action in actions}
             actions.extend(
-                action for action in _create_directories(folder, mode) if action.path not in planned
+                action for action in create_directories(folder, mode) if action.path not in planned
             )
             continue
         status = folder.stat()
@@ -81,14 +84,6 @@ def _plan_directories(host: Host) -> SetupPlan:
             after = before & ~OTHERS_WRITE
             actions.append(SecureDirectory(str(folder), host.uid, after, status.st_uid, before))
     return SetupPlan(tuple(actions))
-
-
-def _create_directories(folder: Path, mode: int) -> Iterator[CreateDirectory]:
-    """Yield the making of a directory and of those above it that are missing, topmost first."""
-    missing = [parent for parent in folder.parents if not parent.exists()]
-    for parent in reversed(missing):
-        yield CreateDirectory(str(parent))
-    yield CreateDirectory(str(folder), mode)
 
 
 def _plan_packages(host: Host) -> SetupPlan:
@@ -125,13 +120,21 @@ def _plan_config(host: Host) -> SetupPlan:
         text = text.replace(f"#group: {GROUP}", f"group: {GROUP}")
     # The VM directory may be elsewhere, and this one not there yet.
     if not file.parent.is_dir() and not host.places.vms.is_relative_to(file.parent):
-        actions.extend(_create_directories(file.parent, 0o755))
+        actions.extend(create_directories(file.parent, 0o755))
     notes = (f"put yourself into group {GROUP} to do without sudo: usermod -aG {GROUP} USER",)
     made = any(isinstance(action, CreateGroup) for action in actions)
     return SetupPlan((*actions, CreateFile(str(file), text)), notes if made else ())
 
 
-def _plan_modules(host: Host) -> SetupPlan:
+def _plan_user(host: Host) -> SetupPlan:
+    """Plan the user that QEMU runs as: it needs KVM, and for VirGL the host's renderer."""
+    if has_user(host, QEMU_USER) or host.find_program("useradd") is None:
+        return SetupPlan()
+    groups = tuple(name for name in ("kvm", "render") if find_group(host, name) is not None)
+    return SetupPlan((CreateUser(QEMU_USER, groups),))
+
+
+def _plan_modules(host: Host, choices: Choices) -> SetupPlan:
     file = host.path(MODULES_FILE)
     others = {
         line.strip().replace("-", "_")
@@ -140,18 +143,20 @@ def _plan_modules(host: Host) -> SetupPlan:
         for other in sorted(folder.glob("*.conf"))
         for line in read_text(other).splitlines()
     }
-    wanted = [name for name in WANTED_MODULES if is_loadable(host, name) and name not in others]
+    needed = [*(name for name in WANTED_MODULES if is_loadable(host, name))]
+    needed += list_modules(host, choices)
+    wanted = [name for name in needed if name not in others]
     if not wanted or file.exists():
         return SetupPlan()
     content = "# Made by `arcsup setup`: what gives devices to VMs.\n" + "\n".join(wanted) + "\n"
-    folder = () if file.parent.is_dir() else tuple(_create_directories(file.parent, 0o755))
+    folder = () if file.parent.is_dir() else tuple(create_directories(file.parent, 0o755))
     notes = (f"modules are loaded at the next boot; now: modprobe -a {' '.join(wanted)}",)
     return SetupPlan((*folder, CreateFile(str(file), content)), notes)
 
 
 def _plan_boot(host: Host) -> SetupPlan:
     plan = plan_parameters(host, find_parameters(host))
-    return SetupPlan(plan.actions, plan.notes)
+    return SetupPlan(plan.actions, plan.notes, reboot=REBOOT in plan.notes)
 
 
 def _plan_service(host: Host, program: Path) -> SetupPlan:
@@ -192,5 +197,5 @@ def _plan_unit(
     """Yield what installs a unit that starts ``program``."""
     text = read_resource(f"contrib/systemd/{name}").replace("/usr/bin/arcsup", str(program))
     if not folder.is_dir():
-        yield from _create_directories(folder, 0o755)
+        yield from create_directories(folder, 0o755)
     yield CreateFile(str(folder / "arcsup.service"), text, then=reload)
