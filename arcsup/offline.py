@@ -6,23 +6,29 @@ The same fleet, choosing and planning as the daemon's; only the records are not 
 from pathlib import Path
 
 import trio
+from attrs import evolve
 
-from arcsup.allocation import Allocation, policy_of
+from arcsup.allocation import Allocation, policy_of, wants_devices
 from arcsup.devices import Inventory
-from arcsup.errors import NoSuchObject
+from arcsup.errors import NoSuchObject, Terminal
 from arcsup.events.dirty import Bell, Dirty
 from arcsup.fleet import Fleet, default_start_slots
 from arcsup.gpu_operator import GpuOperator, SlotVerdicts
 from arcsup.host.identity import boot_id, machine_id
+from arcsup.host.slices import prepare_slice
+from arcsup.host.sysfs import Sysfs
 from arcsup.look import DeviceLook
 from arcsup.model import LastExit, MiB, Step, VmName
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
+from arcsup.plan.mode import NORMAL, Mode, in_mode
 from arcsup.spec.config import Config
 from arcsup.spec.native import load_vm
 from arcsup.steps import list_steps
 from arcsup.vm.managed import ManagedVm, Workshop
-from arcsup.vm.record import ReadOnlyRecords
+from arcsup.vm.preview import Preview, preview_command
+from arcsup.vm.record import ReadOnlyRecords, Record
+from arcsup.vm.record import Source as RecordSource
 from arcsup.vm.supervise import find_qemu_process
 
 
@@ -50,6 +56,37 @@ def explain_offline(places: Places, config: Config, name: str) -> SlotVerdicts:
 def explain_file_offline(places: Places, config: Config, file: Path, source: str) -> SlotVerdicts:
     """Return the same for a VM as a file asks for it. Raises SpecError."""
     return trio.run(_explain_file, places, config, file, source)
+
+
+def preview_offline(
+    source: str, file: Path, places: Places, config: Config, mode: Mode = NORMAL
+) -> Preview:
+    """Return what would be run for a VM file in ``mode``, with the slices that it would get now.
+
+    Raises SpecError for a faulty file; Terminal, Transient where a device or a file is missing.
+    """
+    return trio.run(_preview, source, file, places, config, mode)
+
+
+async def _preview(source: str, file: Path, places: Places, config: Config, mode: Mode) -> Preview:
+    vm = in_mode(load_vm(source, file, str(machine_id(places.state))), mode)
+    if not wants_devices(vm):
+        return await preview_command(vm, places)
+    fleet = await _look_at_all(places, config)
+    allocation = fleet.allocation
+    known = fleet.vms.get(vm.name)
+    record = known.record if known else Record(vm.name, RecordSource(str(file), source, ""))
+    asking = ManagedVm(evolve(record, mode=NORMAL), vm)
+    others = (other for other in fleet.vms.values() if other.name != vm.name)
+    allocation.assign((asking, *others), fleet.look().up | {vm.name})
+    if lacking := allocation.awaited_by(vm.name):
+        raise Terminal(
+            f"{vm.name} waits for a device: {lacking}",
+            f"`arcsup gpu types --for {file}` says what each card has for it",
+        )
+    sysfs = Sysfs(places.sysfs)
+    chosen = [await prepare_slice(choice, sysfs) for choice in allocation.choices_for(vm.name)]
+    return await preview_command(vm, places, tuple(chosen), allocation.numa_node_of(vm.name))
 
 
 async def _plan_here(places: Places, config: Config) -> list[Step]:

@@ -170,7 +170,8 @@ def qemu(
 
     The switches are those of `arcsup start`: the command line is that of such a run.
 
-    Exits with 3, and says why, when a device that the VM needs is not there.
+    The GPUs in it are those that the VM would get now; a mediated device is named by the uuid that
+    it would have. Exits with 3, and says why, when a device that the VM needs is not there.
 
     \b
     Example:
@@ -178,14 +179,14 @@ def qemu(
       arcsup qemu ./try.yaml -o argv
     """
     # Needs the libraries of the daemon, which is why it is imported here.
-    from arcsup.vm.preview import preview_command
+    from arcsup.offline import preview_offline
 
-    places, _ = find_places(session.run, **options)
+    places, config = find_places(session.run, **options)
     file = Path(what).absolute() if is_file(what) else _find_file(session, places, what)
     text = read_vm_file(file)
     mode = as_mode({"preinstall": preinstall, "safe_mode": safe_mode, "disable_gpu": disable_gpu})
     try:
-        preview = preview_command(text, file, places, mode)
+        preview = preview_offline(text, file, places, config, mode)
     except (Transient, Terminal) as error:
         tell_error(error.message, error.hint)
         return ExitCode.NOT_AS_DESIRED

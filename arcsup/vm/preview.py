@@ -2,18 +2,16 @@
 
 from pathlib import Path
 
-import trio
 from attrs import frozen
 
-from arcsup.host.identity import machine_id
+from arcsup.host.owned import OwnedSlice
 from arcsup.model import Argv, Vm
 from arcsup.places import Places
-from arcsup.plan.mode import NORMAL, Mode, in_mode
-from arcsup.spec.native import load_vm
 from arcsup.vm.commandline import build_command_line
 from arcsup.vm.disks import creation_command, resolve_image
 from arcsup.vm.ephemeral import overlay_command
 from arcsup.vm.resources import Needs, find_needs
+from arcsup.vm.slices import slice_devices
 from arcsup.vm.sockets import Listener
 from arcsup.vm.tpm import tpm_folder
 
@@ -32,14 +30,17 @@ class Preview:
     sockets: tuple[Path, ...]
 
 
-def preview_command(text: str, file: Path, places: Places, mode: Mode = NORMAL) -> Preview:
-    """Return what would be run in ``mode``, sockets by path where the daemon passes descriptors.
+async def preview_command(
+    vm: Vm, places: Places, slices: tuple[OwnedSlice, ...] = (), gpu_node: int | None = None
+) -> Preview:
+    """Return what would be run, sockets by path where the daemon passes descriptors.
 
-    Starts nothing and makes nothing but the cache of what this QEMU can do. Raises SpecError for
-    a faulty file, Terminal for what this host does not have.
+    ``slices`` are those that the VM would get, ``gpu_node`` the NUMA node of the first. Starts
+    nothing and makes nothing but the cache of what this QEMU can do. Raises Terminal for what this
+    host does not have.
     """
-    vm = in_mode(load_vm(text, file, str(machine_id(places.state))), mode)
-    needs = trio.run(find_needs, vm, places, Listener)
+    devices = slice_devices(vm, slices)
+    needs = await find_needs(vm, places, Listener, slices=devices, gpu_node=gpu_node)
     sockets = needs.resources.sockets
     return Preview(
         argv=tuple(build_command_line(needs.vm, needs.resources)),
