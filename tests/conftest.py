@@ -13,10 +13,11 @@ import pytest
 with suppress(ModuleNotFoundError):  # The lab goes without hypothesis: its import takes 16 s there.
     import hypothesis
 
-    # CI tries the same examples each time: what is new is found by people who can look into it.
-    hypothesis.settings.register_profile("ci", derandomize=True)
-    if "CI" in os.environ:
-        hypothesis.settings.load_profile("ci")
+    # A busy machine is no finding. CI tries the same examples each time: what is new is found by
+    # people who can look into it.
+    hypothesis.settings.register_profile("people", deadline=None)
+    hypothesis.settings.register_profile("ci", deadline=None, derandomize=True)
+    hypothesis.settings.load_profile("ci" if "CI" in os.environ else "people")
 
 
 @pytest.fixture

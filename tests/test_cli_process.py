@@ -110,7 +110,8 @@ def test_both_names_are_the_same_program(run_dir: Path, tmp_path: Path) -> None:
 
 def test_ctrl_c_is_130_without_a_traceback(run_dir: Path, supervisor: FakeSupervisor) -> None:
     process = subprocess.Popen(
-        [*ARCSUP, "--run", str(run_dir), "events", "-f"],
+        # A shell that runs the tests in the background has SIGINT ignored.
+        ["env", "--default-signal=INT", *ARCSUP, "--run", str(run_dir), "events", "-f"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

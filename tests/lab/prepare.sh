@@ -11,7 +11,7 @@ die() { say "$*" && exit 1; }
 # program in PATH : Debian package that brings it
 readonly host_needs='
 qemu-system-x86_64:qemu-system-x86 busybox:busybox-static depmod:kmod udevadm:udev
-make:make gcc:gcc xz:xz-utils zstd:zstd strings:binutils'
+make:make gcc:gcc xz:xz-utils zstd:zstd strings:binutils file:file'
 
 find_missing_packages() {
     local need
