@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
-from attrs import define, evolve, field, frozen
+from attrs import Factory, define, evolve, field, frozen
 
 from arcsup.allocation import Allocation
 from arcsup.card_state import describe_stuck
@@ -37,6 +37,7 @@ from arcsup.spec.directory import (
 from arcsup.spec.faults import Fault
 from arcsup.spec.native import differences, read_vm
 from arcsup.spec.together import find_shared
+from arcsup.unattended.store import AnswerStore
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.record import Record, Source
 
@@ -80,6 +81,9 @@ class Fleet:
     bad_files: dict[Path, BadFile] = field(factory=dict)
     unreadable: dict[VmName, str] = field(factory=dict)
     snapshot: Snapshot | None = None
+    answers: AnswerStore = field(
+        default=Factory(lambda it: AnswerStore(it.workshop.places.answers), takes_self=True)
+    )
     held: str = ""
     """Why the VM directory is not believed although it can be read; "" when it is."""
     memory: Callable[[], MiB | None] = observe_available_memory

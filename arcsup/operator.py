@@ -33,6 +33,7 @@ from arcsup.show import show_bad_file, show_vm
 from arcsup.spec.native import load_vm, vm_to_native
 from arcsup.steps import list_steps
 from arcsup.transient import is_in_directory, take_up
+from arcsup.unattended.store import Answers, add_answers
 from arcsup.vm.managed import ManagedVm
 from arcsup.vm.modes import check_mode
 from arcsup.vm.record import FRESH
@@ -149,28 +150,37 @@ class Operator:
         kept = vm.record.mode if vm.phase is not Phase.DOWN else mode
         await self._want(vm, Intent.RUN, f"asked to start it{words}", fresh=True, mode=kept)
 
-    async def submit(self, file: Path, source: str, mode: Mode = NORMAL) -> VmName:
+    async def submit(
+        self, file: Path, source: str, mode: Mode = NORMAL, answers: Answers | None = None
+    ) -> VmName:
         """Run the VM of a file, in ``mode``: until it is stopped, if the VM directory has it not.
 
-        Raises SpecError for a faulty file, Refused when another VM has what it asks for.
+        Its installer finds ``answers``. Raises SpecError for a faulty file, Refused when another VM
+        has what it asks for.
         """
         workshop = self.fleet.workshop
         vm = load_vm(source, file, workshop.machine_id)
-        if is_in_directory(file, workshop.places.vms):
-            await self._await_reading(file, source, vm.name)
-            await self.start(vm.name, mode)
-            return vm.name
         self._check_mode(mode, vm, file)
-        name = await take_up(self.fleet, file, source, vm, mode)
-        self.reconciler.dirty.mark("operator")
+        try:
+            with self.fleet.answers.reserve(vm.name) as place:
+                if answers is not None:
+                    mode = await add_answers(mode, answers, place)
+                if is_in_directory(file, workshop.places.vms):
+                    await self._await_reading(file, source, vm.name)
+                    await self.start(vm.name, mode)
+                else:
+                    await take_up(self.fleet, file, source, vm, mode)
+        finally:
+            # Refused or not: what was written for it is looked at.
+            self.reconciler.dirty.mark("operator")
         workshop.changed()
-        return name
+        return vm.name
 
     def _check_mode(self, mode: Mode, vm: Vm, file: Path) -> None:
         known = self.fleet.vms.get(vm.name)
         if known is not None and known.phase not in (Phase.DOWN, Phase.STOPPING):
             return  # It stays as it is, or is refused for that.
-        again = known is not None and known.record.mode == mode and _never_came_up(known)
+        again = known is not None and _never_came_up(known, mode)
         check_mode(mode, vm, file, self.fleet.workshop.places, again=again)
 
     async def _await_reading(self, file: Path, source: str, name: VmName) -> None:
@@ -275,7 +285,9 @@ class Operator:
             if verb in ("stop", "kill"):
                 return vm.phase is Phase.DOWN
             began = verb != "restart" or vm.starts > vm.restarted_from
-            return vm.record.failure is not None or (began and vm.phase in _UP)
+            # A guest may power off before anybody has looked: then it ran as well.
+            ran = vm.phase in _UP or (vm.phase is Phase.DOWN and bool(vm.record.halted))
+            return vm.record.failure is not None or (began and ran)
 
         if not await self._until(settled, timeout):
             shown = self.status(name)
@@ -349,7 +361,8 @@ def _mode_until_down(vm: ManagedVm) -> Mode:
     return NORMAL if vm.phase is Phase.DOWN else vm.record.mode
 
 
-def _never_came_up(vm: ManagedVm) -> bool:
-    """Tell whether the last QEMU ended before its guest ran."""
-    last = vm.record.last_exit
-    return last is not None and last.exit_class is ExitClass.START_FAILED
+def _never_came_up(vm: ManagedVm, mode: Mode) -> bool:
+    """Tell whether a run like ``mode`` was tried, and its QEMU ended before the guest ran."""
+    last, before = vm.record.last_exit, vm.record.mode
+    failed = last is not None and last.exit_class is ExitClass.START_FAILED
+    return failed and (before.purpose, before.disk_mib) == (mode.purpose, mode.disk_mib)

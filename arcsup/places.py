@@ -65,6 +65,11 @@ class Places:
         """Return the folder of what a VM writes to its ephemeral disks; no image list shows it."""
         return self.images / ".ephemeral" / name
 
+    @property
+    def answers(self) -> Path:
+        """The directory of what unattended installers are told."""
+        return self.state / "answers"
+
     def run_of(self, name: str) -> Path:
         """Return a VM's runtime folder: its sockets and its lock."""
         return self.run / name

@@ -123,6 +123,7 @@ class Reconciler:
         view = await self._look_at_devices(reasons)
         for action in plan(view.wanted, view.seen, view.host, view.now):
             await self._carry_out(action)
+        self.fleet.answers.remove_stale(vm.record.mode for vm in self.fleet.vms.values())
 
     async def _look_at_devices(self, reasons: frozenset[str]) -> View:
         """Choose slices for all VMs that are or should be up, and look again."""

@@ -44,6 +44,7 @@ from arcsup.model import (
 )
 from arcsup.plan.mode import NORMAL, Mode
 from arcsup.plan.survey import TypeVerdict
+from arcsup.unattended.store import Answers
 
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 PNG = b"\x89PNG\r\n\x1a\nnot much of a picture"
@@ -124,6 +125,9 @@ class FakeSupervisor:
     vms: dict[str, VmStatus] = field(factory=dict)
     calls: list[tuple[str, ...]] = field(factory=list)
     failures: dict[str, Exception] = field(factory=dict)
+    answers: Answers | None = None
+    """What the last submitted file's installer is to find."""
+
     modes: list[Mode] = field(factory=list)
     """Those of the files that were submitted."""
     planned: list[Step] = field(factory=list)
@@ -191,9 +195,12 @@ class FakeSupervisor:
     async def start(self, name: str, mode: Mode = NORMAL) -> None:
         await self._act(" ".join(["start", *mode.words]), name, State.RUNNING)
 
-    async def submit(self, file: Path, source: str, mode: Mode = NORMAL) -> VmName:
+    async def submit(
+        self, file: Path, source: str, mode: Mode = NORMAL, answers: Answers | None = None
+    ) -> VmName:
         self.calls.append((" ".join(["submit", *mode.words]), str(file), source))
         self.modes.append(mode)
+        self.answers = answers
         if "faulty" in source:
             raise SpecError(f"{file}:1:1: faulty: unknown key, expected one of name, memory")
         self.add(make_status(file.stem))

@@ -37,6 +37,31 @@ def test_the_daemon_is_asked_for_the_disk_and_the_media(size: str, mib: int, cli
     assert cli.supervisor.calls[0][0] == "submit create"
 
 
+def test_answers_go_along_and_no_password_is_told(cli: Cli) -> None:
+    (cli.run_dir / "password").write_text("sesame\n")
+    unattended = ("--unattended", "debian", "--password-file", "password")
+
+    result = cli("create", "guest.yaml", "installer.iso", "20", *unattended)
+
+    assert result.code == 0, result.err
+    assert cli.supervisor.answers is not None
+    assert "d-i passwd/username string user\n" in cli.supervisor.answers.preseed
+    assert "sesame" not in cli.supervisor.answers.preseed + result.out + result.err
+
+
+def test_a_cloud_image_is_what_the_disk_lies_over(cli: Cli) -> None:
+    (cli.run_dir / "password").write_text("sesame\n")
+    unattended = ("--unattended", "cloud-init", "--password-file", "password")
+
+    result = cli("create", "guest.yaml", "installer.iso", "20", *unattended)
+
+    assert result.code == 0, result.err
+    [mode] = cli.supervisor.modes
+    assert (mode.media, mode.base) == ((), f"{cli.run_dir}/installer.iso")
+    assert cli.supervisor.answers is not None
+    assert set(cli.supervisor.answers.files) == {"user-data", "meta-data"}
+
+
 def test_without_a_daemon_it_is_69(
     tmp_path: Path, cli: Cli, capsys: pytest.CaptureFixture[str]
 ) -> None:

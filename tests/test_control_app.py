@@ -255,6 +255,30 @@ def test_an_installation_that_makes_no_sense_is_refused(
     assert supervisor.calls == []
 
 
+@pytest.mark.parametrize(
+    "answers",
+    [
+        {},
+        {"label": "cidata", "files": {}},
+        {"label": "cidata", "files": {"../x": "text"}},
+        {"label": "cidata", "files": {"x": 1}},
+        {"label": "", "files": {"x": "text"}},
+        {"preseed": 1},
+    ],
+)
+def test_answers_that_are_none_are_refused(
+    answers: object, asker: Asker, supervisor: FakeSupervisor
+) -> None:
+    install = {"media": ["/x.iso"], "sizeMiB": 1, "answers": answers}
+    body = {"file": "/tmp/try.yaml", "source": "memory: 1GiB", "install": install}
+
+    status, code, message = asker.fail("POST", "/v1/vms", json.dumps(body).encode())
+
+    assert (status, code) == (400, "usage")
+    assert message.startswith("'install.answers")
+    assert supervisor.calls == []
+
+
 def test_a_mode_that_is_none_is_refused(asker: Asker, supervisor: FakeSupervisor) -> None:
     status, code, message = asker.fail("POST", "/v1/vms/web/start", b'{"safeMode": "yes"}')
 

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from arcsup import __version__
 from arcsup.control.gpu_routes import GpuControl
 from arcsup.control.metrics import CONTENT_TYPE
-from arcsup.control.modes import take_mode
+from arcsup.control.modes import take_answers, take_mode
 from arcsup.control.openapi import Operation, describe_api
 from arcsup.control.requests import (
     answer_errors,
@@ -75,8 +75,8 @@ class Control:
         file = Path(take_text(body, "file"))
         if not file.is_absolute():
             raise UsageError(f"'file' must be an absolute path, got {str(file)!r}")
-        mode = take_mode(body)
-        name = await self._supervisor.submit(file, take_text(body, "source"), mode)
+        source, mode, answers = take_text(body, "source"), take_mode(body), take_answers(body)
+        name = await self._supervisor.submit(file, source, mode, answers)
         return await self._answer_command(request, name, "start", seconds, created=True)
 
     async def start(self, request: Request) -> Response:

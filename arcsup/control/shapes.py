@@ -147,11 +147,24 @@ class StartJson(TypedDict, total=False):
     disableGpu: bool
 
 
+class AnswersJson(TypedDict, total=False):
+    """What an installer is to find: ``files`` by name on a medium ``label``, or a ``preseed``."""
+
+    label: str
+    files: dict[str, str]
+    preseed: str
+
+
 class InstallJson(TypedDict):
-    """What to install from: the images in the drives, the installer's first; the disk's size."""
+    """What to install from: the images in the drives, the installer's first; the disk's size.
+
+    ``base`` is a cloud image that the disk is laid over; then ``media`` may be empty.
+    """
 
     media: list[str]
     sizeMiB: int
+    base: NotRequired[str]
+    answers: NotRequired[AnswersJson]
 
 
 class SubmitJson(StartJson):

@@ -12,6 +12,7 @@ from arcsup.devices import Inventory
 from arcsup.model import Event, State, Step, VmName, VmStatus, Why
 from arcsup.plan.mode import Mode
 from arcsup.plan.survey import TypeVerdict
+from arcsup.unattended.store import Answers
 
 
 class GpuSupervisor(Protocol):
@@ -87,7 +88,9 @@ class Supervisor(Protocol):
         """Want the VM to run, in ``mode``; leaves ``stopped`` and ``failed``."""
         ...
 
-    async def submit(self, file: Path, source: str, mode: Mode, /) -> VmName:
+    async def submit(
+        self, file: Path, source: str, mode: Mode, answers: Answers | None, /
+    ) -> VmName:
         """Run the VM of a file: until it is stopped, if the VM directory has it not. SpecError."""
         ...
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 from attrs import evolve, frozen
 
-from arcsup.model import Audio, Disk, Display, DisplayType, MiB, RestartPolicy, Vm
+from arcsup.model import Audio, Boot, Disk, Display, DisplayType, MiB, RestartPolicy, Vm
 
 FIRST_VNC_PORT = 5900
 """QEMU's VNC counts displays from here; it cannot listen on a lower port."""
@@ -27,16 +27,19 @@ class Purpose(StrEnum):
 
 @frozen
 class Mode:
-    """One run's mode. ``media`` and ``disk_mib`` belong to CREATE.
+    """One run's mode. What is below ``disable_gpu`` belongs to CREATE.
 
     ``media`` are the images in its drives, the installer's first; ``disk_mib`` is the size of the
-    first disk, which is made.
+    first disk, which is made, on top of ``base`` if that is given. ``boot`` starts the installer's
+    kernel directly.
     """
 
     purpose: Purpose = Purpose.NORMAL
     disable_gpu: bool = False
     media: tuple[str, ...] = ()
     disk_mib: MiB | None = None
+    base: str | None = None
+    boot: Boot | None = None
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -100,16 +103,16 @@ def _for_installer(vm: Vm, mode: Mode) -> Vm:
     """Return what an installer needs: an empty disk, its medium, a screen, nothing shared."""
     shown = _with_screen(vm)
     first: tuple[Disk, ...] = vm.disks[:1]
-    disks = (*(evolve(disk, size_mib=mode.disk_mib) for disk in first), *vm.disks[1:])
+    made = tuple(evolve(disk, size_mib=mode.disk_mib, base=mode.base) for disk in first)
     kept = tuple(path for path in vm.cdroms if path not in mode.media)
     # An installer ends by powering off: started again, it would begin anew.
     always = vm.restart.policy is RestartPolicy.ALWAYS
     policy = RestartPolicy.ON_FAILURE if always else vm.restart.policy
     return evolve(
         shown,
-        disks=disks,
+        disks=(*made, *vm.disks[1:]),
         cdroms=(*mode.media, *kept),
-        boot=None,
+        boot=mode.boot,
         looking_glass=None,
         audio=Audio.NONE if shown.audio is Audio.SCREAM else shown.audio,
         shares=(),

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from arcsup.errors import Refused, SpecError
-from arcsup.model import Vm
+from arcsup.model import DiskFormat, Vm
 from arcsup.places import Places
 from arcsup.plan.mode import Mode, Purpose
 from arcsup.vm.disks import GUEST_TOOLS, resolve_image
@@ -20,9 +20,11 @@ def check_mode(mode: Mode, vm: Vm, file: Path, places: Places, *, again: bool) -
         if not image.is_file():
             raise Refused(f"there is no guest-tools ISO {image}", "arcsup guest-tools build")
     if mode.purpose is Purpose.CREATE:
-        for medium in mode.media:
+        for medium in (*mode.media, *([mode.base] if mode.base else [])):
             _check_medium(medium)
         _check_disk(vm, file, places, again=again)
+        if mode.base is not None and vm.disks[0].format is not DiskFormat.QCOW2:
+            raise SpecError(f"{file}:1:1: disks[0].format: only qcow2 can lie over a cloud image")
 
 
 def _check_medium(medium: str) -> None:
