@@ -31,6 +31,7 @@ from arcsup.events.kernel_log import watch_kernel_log
 from arcsup.events.uevents import watch_uevents
 from arcsup.events.watch import watch_files
 from arcsup.fleet import Fleet, default_start_slots
+from arcsup.host.accounts import Accounts, find_accounts
 from arcsup.host.identity import boot_id, machine_id
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.host.writer import await_earlier_helpers
@@ -43,7 +44,7 @@ from arcsup.plan.lifecycle import Phase
 from arcsup.reconcile import Reconciler
 from arcsup.show import in_words
 from arcsup.shutdown import ask_for_time, host_goes_down
-from arcsup.spec.config import Config
+from arcsup.spec.config import Config, Isolation
 from arcsup.virtual_functions import VfJournal, VfKeeper
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.record import RecordStore
@@ -59,9 +60,9 @@ def run_daemon(*, places: Places, config: Config, on_exit: str) -> int:
     """Run until SIGTERM or SIGINT; return the exit code. Raises ArcsupError when it cannot."""
     _prepare_process()
     with ExitStack() as held:
-        # Members of the socket's group pass through the first; the second is nobody else's.
+        # Members of the socket's group pass through the first, QEMU's user through both.
         held.enter_context(_hold(places.run, mode=0o755))
-        held.enter_context(_hold(places.state, mode=0o750))
+        held.enter_context(_hold(places.state, mode=0o711 if places.system else 0o750))
         trio.run(partial(_serve, places, config, stop_vms=on_exit == "stop"))
     return ExitCode.OK
 
@@ -72,7 +73,7 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
     metrics = Metrics(arcsup.__version__)
     allocation = Allocation(DeviceLook(places.sysfs), policy_of(config))
     viewer = find_viewer(config.viewer)
-    workshop = _open_workshop(places, dirty, bell, event_log, metrics, allocation, viewer)
+    workshop = _open_workshop(places, config, dirty, bell, event_log, metrics, allocation, viewer)
     fleet = Fleet(workshop, bell, config.start_limit or default_start_slots(), allocation)
     fleet.load_records()
     allocation.look.owners = fleet.slice_owners
@@ -114,6 +115,7 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
 
 def _open_workshop(
     places: Places,
+    config: Config,
     dirty: Dirty,
     bell: Bell,
     event_log: EventLog,
@@ -148,9 +150,12 @@ def _open_workshop(
             # NVIDIA's vendor interface tells of no vGPU that was made.
             dirty.mark("devices")
 
+    machine = str(machine_id(places.state))
     return Workshop(
         places=places,
-        machine_id=str(machine_id(places.state)),
+        machine_id=machine,
+        accounts=_find_accounts(config, machine) if places.system else None,
+        image_folders=config.image_dirs,
         boot_id=str(boot_id()),
         records=RecordStore(places.state / "vms"),
         tell=tell,
@@ -164,6 +169,14 @@ def _open_workshop(
 
 def _tell_of_device(workshop: Workshop, address: str, sentence: str) -> None:
     workshop.tell(None, "device-fault", f"{address}: {sentence}", address=address)
+
+
+def _find_accounts(config: Config, machine: str) -> Accounts:
+    per_vm = config.isolation is Isolation.PER_VM
+    accounts = find_accounts(config.user, per_vm=per_vm, seed=machine)
+    whom = "users of their own" if per_vm else f"user {accounts.shared.uid}"
+    logger.info("VMs run as %s", whom)
+    return accounts
 
 
 async def _obey_signals(reconciler: Reconciler) -> None:

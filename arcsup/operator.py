@@ -41,6 +41,9 @@ from arcsup.vm.record import FRESH
 QMP_ANSWER = 30.0
 """Seconds an operator's QMP command may take."""
 
+LARGEST_PICTURE = 64 * 2**20
+"""Bytes of a screenshot that are read; one of an 8K display has about half of that as PNG."""
+
 Condition = Callable[[], bool]
 
 FILE_READ = 10.0
@@ -263,11 +266,11 @@ class Operator:
 
     async def screenshot(self, name: str) -> bytes:
         """Return the guest's first display as PNG."""
-        folder = self.fleet.workshop.places.run_of(name)
+        folder = self.fleet.workshop.places.qemu_run_of(name)
         picture = folder / f"screenshot-{next(_screenshots)}.png"
         try:
             await self.qmp(name, "screendump", {"filename": str(picture), "format": "png"})
-            return await trio.to_thread.run_sync(picture.read_bytes)
+            return await trio.to_thread.run_sync(_read_picture, picture)
         finally:
             picture.unlink(missing_ok=True)
 
@@ -366,3 +369,10 @@ def _never_came_up(vm: ManagedVm, mode: Mode) -> bool:
     last, before = vm.record.last_exit, vm.record.mode
     failed = last is not None and last.exit_class is ExitClass.START_FAILED
     return failed and (before.purpose, before.disk_mib) == (mode.purpose, mode.disk_mib)
+
+
+def _read_picture(picture: Path) -> bytes:
+    """Return what QEMU wrote; where it could have put a link instead, that is not followed."""
+    descriptor = os.open(picture, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as stream:
+        return stream.read(LARGEST_PICTURE)

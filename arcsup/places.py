@@ -74,6 +74,14 @@ class Places:
         """Return a VM's runtime folder: its sockets and its lock."""
         return self.run / name
 
+    def qemu_run_of(self, name: str) -> Path:
+        """Return the folder in which a VM's QEMU itself makes and finds sockets.
+
+        Where QEMU is not the daemon's user this is another one than that of its monitors. No VM
+        has a name with a dot.
+        """
+        return self.run / ".qemu" / name if self.system else self.run_of(name)
+
     def log_of(self, name: str) -> Path:
         """Return a VM's folder of logs."""
         return self.log / name

@@ -27,6 +27,8 @@ def short_dir() -> Iterator[Path]:
     pytest's tmp_path is too deep: a unix socket's path has at most 107 bytes.
     """
     directory = Path(tempfile.mkdtemp(prefix="arc", dir="/tmp"))
+    # QEMU's user must be able to pass.
+    directory.chmod(0o711)
     yield directory
     shutil.rmtree(directory)
 

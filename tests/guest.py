@@ -4,8 +4,11 @@ contrib/guest/build-guest makes it and says what it is; contrib/guest/init knows
 ``arcsup.name=NAME``, ``arcsup.powerbutton=ignore``, ``arcsup.heartbeat``.
 """
 
+import atexit
 import re
+import shutil
 import subprocess
+import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from functools import cache
@@ -28,14 +31,19 @@ BOOT_SECONDS = 60.0
 
 @cache
 def guest_files() -> tuple[Path, Path]:
-    """Return the guest's kernel and initramfs; the first call on a machine builds them."""
+    """Return the guest's kernel and initramfs; the first call on a machine builds them.
+
+    They are where every user may read them, as the QEMUs of a daemon that is root are no root.
+    """
+    folder = tempfile.mkdtemp(prefix="arcguest", dir="/tmp")
+    atexit.register(shutil.rmtree, folder)
+    Path(folder).chmod(0o755)
     build = subprocess.run(
-        [TOP / "contrib/guest/build-guest"], capture_output=True, text=True, check=False
+        [TOP / "contrib/guest/build-guest", folder], capture_output=True, text=True, check=False
     )
     if build.returncode != 0:
         pytest.fail(f"no test guest: {build.stderr.strip()}", pytrace=False)
-    directory = Path(build.stdout.strip())
-    return directory / "vmlinuz", directory / "initramfs.cpio.gz"
+    return Path(folder, "vmlinuz"), Path(folder, "initramfs.cpio.gz")
 
 
 class Console:

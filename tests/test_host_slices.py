@@ -9,6 +9,7 @@ from cattrs.preconf.json import make_converter
 
 from arcsup.devices import Backend
 from arcsup.errors import Terminal
+from arcsup.host.accounts import Account
 from arcsup.host.slices import (
     OwnedSlice,
     Rebinding,
@@ -125,6 +126,6 @@ def test_a_node_is_open_to_qemus_user_as_its_mode_says(
         node.touch()
         node.chmod(0o666 if name == "vfio" else mode)
     # Counted from our own, so that it holds whoever runs the test.
-    user = (os.getuid() + uid, os.getgid() + gid)
-    missing = is_ready(owned, Sysfs(tree.root), user=user, dev=dev)
+    account = Account(os.getuid() + uid, os.getgid() + gid)
+    missing = is_ready(owned, Sysfs(tree.root), account=account, dev=dev)
     assert (missing == "") == is_open

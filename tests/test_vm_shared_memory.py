@@ -203,16 +203,28 @@ def test_the_viewer_is_a_user_of_this_host() -> None:
 
 @needs_root
 def test_the_viewer_reaches_the_display_and_nothing_else_of_a_vm(short_dir: Path) -> None:
-    folder, viewer = short_dir / "vm", find_nobody()
-    folder.mkdir(mode=0o700)
-    for name in ("display.sock", "qmp.sock"):
+    folder, qemu_folder, viewer = short_dir / "vm", short_dir / "qemu", find_nobody()
+    for path in (folder / "qmp.sock", qemu_folder / "display.sock"):
+        path.parent.mkdir(mode=0o700)
         with socket.socket(socket.AF_UNIX) as sock:
-            sock.bind(str(folder / name))
+            sock.bind(str(path))
     (folder / "qmp.sock").chmod(0o600)
-    give_display(folder, viewer)
+    give_display(folder, qemu_folder, viewer)
 
-    assert folder.stat().st_mode & 0o777 == 0o710
-    assert (folder.stat().st_uid, folder.stat().st_gid) == (0, viewer.gid)
-    assert (folder / "display.sock").stat().st_uid == viewer.uid
-    assert (folder / "display.sock").stat().st_mode & 0o777 == 0o600
+    for each in (folder, qemu_folder):
+        assert each.stat().st_mode & 0o777 == 0o710
+        assert (each.stat().st_uid, each.stat().st_gid) == (0, viewer.gid)
+    assert (qemu_folder / "display.sock").stat().st_uid == viewer.uid
+    assert (qemu_folder / "display.sock").stat().st_mode & 0o777 == 0o600
     assert (folder / "qmp.sock").stat().st_uid == 0
+
+
+@needs_root
+def test_a_link_in_the_displays_place_gives_nothing_away(short_dir: Path) -> None:
+    secret = short_dir / "secret"
+    secret.touch(mode=0o600)
+    (short_dir / "display.sock").symlink_to(secret)
+
+    give_display(short_dir, short_dir, find_nobody())
+
+    assert (secret.stat().st_uid, secret.stat().st_mode & 0o777) == (0, 0o600)

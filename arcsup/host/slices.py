@@ -6,11 +6,11 @@ done is finished, and ``remove_slice`` undoes as much as there is.
 """
 
 import os
-import stat
 from pathlib import Path
 
 from arcsup.devices import Backend
 from arcsup.errors import Terminal, Transient
+from arcsup.host.accounts import Account
 from arcsup.host.binding import bind_slice, binding_obstacle, observe_binding, restore_slice
 from arcsup.host.cards import PCI
 from arcsup.host.display import find_console, observe_display
@@ -126,11 +126,11 @@ def find_group_node(owned: OwnedSlice, sysfs: Sysfs, dev: Path = _DEV) -> Path |
 
 
 def is_ready(
-    owned: OwnedSlice, sysfs: Sysfs, *, user: tuple[int, int] | None = None, dev: Path = _DEV
+    owned: OwnedSlice, sysfs: Sysfs, *, account: Account | None = None, dev: Path = _DEV
 ) -> str:
     """Return what is missing until QEMU can open the slice; "" when nothing is.
 
-    ``user`` is the uid and gid of that QEMU (None: our own).
+    ``account`` is whom that QEMU runs as (None: our own).
     """
     obstacle = {
         Backend.MDEV: mdev_obstacle,
@@ -144,28 +144,19 @@ def is_ready(
     if node is None:
         return f"{owned.id} has no IOMMU group"
     for each in (dev / "vfio/vfio", node):
-        if missing := _node_obstacle(each, user):
+        if missing := _node_obstacle(each, account):
             return missing
     return ""
 
 
-def _node_obstacle(node: Path, user: tuple[int, int] | None) -> str:
+def _node_obstacle(node: Path, account: Account | None) -> str:
     try:
         status = node.stat()
     except OSError:
         return f"{node} is not there yet"
-    is_open = os.access(node, os.R_OK | os.W_OK) if user is None else _may_open(status, *user)
+    wanted = os.R_OK | os.W_OK
+    is_open = os.access(node, wanted) if account is None else account.may(status, wanted)
     return "" if is_open else f"{node} may not be read and written by QEMU's user"
-
-
-def _may_open(status: os.stat_result, uid: int, gid: int) -> bool:
-    """Apply the mode bits as the kernel does: only the first class that fits counts."""
-    mode = stat.S_IMODE(status.st_mode)
-    if uid == 0:
-        return True
-    if uid == status.st_uid:
-        return mode & 0o600 == 0o600
-    return mode & 0o060 == 0o060 if gid == status.st_gid else mode & 0o006 == 0o006
 
 
 def _require_not_the_hosts(sysfs: Sysfs, address: str) -> None:

@@ -39,6 +39,13 @@ class Placement(StrEnum):
     SPREAD = "spread"
 
 
+class Isolation(StrEnum):
+    """Whom the QEMUs of the system's daemon run as: all as one user, or each as its own."""
+
+    SHARED = "shared"
+    PER_VM = "per-vm"
+
+
 @frozen
 class GpuPolicy:
     """What may be done with the GPUs that ``match``: a PCI address, ``VENDOR[:DEVICE]``, ``*``.
@@ -59,7 +66,9 @@ class Config:
     """The daemon's configuration. A directory that is None has the place's own default.
 
     ``group`` owns the control socket. ``viewer`` is the user who looks at VMs; None is the daemon's
-    own. ``start_limit`` is how many VMs may be starting at once;
+    own. ``user`` is whom QEMU runs as where the daemon is root; None is the default one.
+    ``image_dirs`` are where a VM's files may be beside the images directory. ``start_limit`` is
+    how many VMs may be starting at once;
     None is twice the CPUs of the host.
     """
 
@@ -76,6 +85,9 @@ class Config:
     start_limit: int | None = None
     placement: Placement = Placement.PACK
     gpus: tuple[GpuPolicy, ...] = ()
+    user: str | None = None
+    isolation: Isolation = Isolation.SHARED
+    image_dirs: tuple[Path, ...] = ()
 
 
 def _parse_match(text: str) -> str:
@@ -104,6 +116,9 @@ def _parse_resync(text: str) -> Seconds:
         raise ValueError("expected at least 1s")
     return length
 
+
+NAME_PATTERN = r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"
+"""A user or a group (useradd(8))."""
 
 DIRECTORY = Token("an absolute path", r"/.*", _parse_directory)
 
@@ -137,14 +152,21 @@ CONFIG = Struct(
         Key("sysfsRoot", DIRECTORY, "the kernel's device tree"),
         Key(
             "group",
-            Text("a group's name", pattern=r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"),
+            Text("a group's name", pattern=NAME_PATTERN),
             "group that may use the control socket",
         ),
         Key(
             "viewer",
-            Text("a user's name", pattern=r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"),
+            Text("a user's name", pattern=NAME_PATTERN),
             "user who owns the frames, the sound and the screens of VMs; the daemon's by default",
         ),
+        Key(
+            "user",
+            Text("a user's name", pattern=NAME_PATTERN),
+            "user that QEMU runs as where the daemon is root",
+        ),
+        Key("isolation", Choice(Isolation), "one user for all VMs (shared), or one each (per-vm)"),
+        Key("imageDirs", Items(DIRECTORY), "further folders whose files VMs may have"),
         Key("onExit", Choice(OnExit), "what happens to running VMs when the daemon ends"),
         Key(
             "resync",

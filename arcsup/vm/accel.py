@@ -17,6 +17,7 @@ import trio
 from attrs import asdict, frozen
 
 from arcsup.errors import Terminal
+from arcsup.host.accounts import Account
 from arcsup.model import Accel
 from arcsup.vm.options import AccelName
 from arcsup.vm.process import Process, start_gated
@@ -71,9 +72,17 @@ def trial_rom() -> bytes:
 
 
 async def find_accel(
-    requested: Accel, qemu: Path, run: Path, boot_id: str, device: Path = KVM_DEVICE
+    requested: Accel,
+    qemu: Path,
+    run: Path,
+    boot_id: str,
+    device: Path = KVM_DEVICE,
+    *,
+    account: Account | None = None,
 ) -> AccelName:
     """Return what is to run a VM's instructions; KVM is tried once per boot and QEMU.
+
+    ``account`` is whom QEMU is to run as, None for this process's user.
 
     Raises:
         Terminal: ``kvm`` is demanded and does not work here; the message says why.
@@ -81,7 +90,7 @@ async def find_accel(
     if requested is Accel.TCG:
         return "tcg"
     async with _trial_lock:
-        trial = await _tried(qemu, run, boot_id, device)
+        trial = await _tried(qemu, run, boot_id, device, account)
     if trial.works:
         return "kvm"
     if requested is Accel.KVM:
@@ -92,10 +101,12 @@ async def find_accel(
     return "tcg"
 
 
-async def _tried(qemu: Path, run: Path, boot_id: str, device: Path) -> Trial:
+async def _tried(
+    qemu: Path, run: Path, boot_id: str, device: Path, account: Account | None
+) -> Trial:
     # Another user's rights or a module loaded later change the answer: not worth remembering.
-    if not os.access(device, os.R_OK | os.W_OK):
-        why = "cannot be opened by this user" if device.exists() else "is not there"
+    if not (account or Account.current()).may_open(device):
+        why = "cannot be opened by QEMU's user" if device.exists() else "is not there"
         return Trial(boot_id, str(qemu), 0, works=False, why=f"{device} {why}")
     mtime_ns = qemu.stat().st_mtime_ns
     file = run / f"accel-{hashlib.sha256(os.fsencode(qemu)).hexdigest()[:16]}.json"
@@ -103,10 +114,10 @@ async def _tried(qemu: Path, run: Path, boot_id: str, device: Path) -> Trial:
         trial = Trial(**json.loads(file.read_bytes()))
         if (trial.boot_id, trial.qemu, trial.mtime_ns) == (boot_id, str(qemu), mtime_ns):
             return trial
-    why = await try_guest(qemu, "kvm", boot_id)
+    why = await try_guest(qemu, "kvm", boot_id, account)
     trial = Trial(boot_id, str(qemu), mtime_ns, works=not why, why=why)
     # A host too busy to run any guest in time proves nothing about KVM: not worth remembering.
-    if why and await try_guest(qemu, "tcg", boot_id):
+    if why and await try_guest(qemu, "tcg", boot_id, account):
         return trial
     # An answer that cannot be kept is found again; it must not stop a VM.
     with suppress(OSError):
@@ -114,18 +125,22 @@ async def _tried(qemu: Path, run: Path, boot_id: str, device: Path) -> Trial:
     return trial
 
 
-async def try_guest(qemu: Path, accel: AccelName, boot_id: str) -> str:
+async def try_guest(
+    qemu: Path, accel: AccelName, boot_id: str, account: Account | None = None
+) -> str:
     """Run the trial guest; return "" when it ran, else why it did not."""
     with tempfile.TemporaryDirectory(prefix="arcsup-trial-") as folder:
         rom, output = Path(folder) / "rom", Path(folder) / "output"
         rom.write_bytes(trial_rom())
+        Path(folder).chmod(0o755)
+        rom.chmod(0o644)
         argv = (
             str(qemu), "-nodefaults", "-no-user-config", "-display", "none", "-m", "16M",
             "-machine", f"q35,accel={accel}", "-cpu", "host" if accel == "kvm" else "max",
             "-bios", str(rom),
             "-device", "isa-debug-exit,iobase=0xf4,iosize=1",
         )  # fmt: skip
-        gated = start_gated(argv, boot_id=boot_id, output=output)
+        gated = start_gated(argv, boot_id=boot_id, output=output, account=account)
         try:
             gated.open_gate()
             with trio.move_on_after(SECONDS_TO_RUN):

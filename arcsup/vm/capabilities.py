@@ -19,6 +19,7 @@ import trio
 from attrs import field, frozen
 
 from arcsup.errors import ArcsupError, Terminal
+from arcsup.host.trust import find_distrust
 from arcsup.model import Vm
 from arcsup.vm.programs import last_words, run_program
 
@@ -129,6 +130,9 @@ def find_qemu(vm: Vm, candidates: tuple[Path, ...] = QEMU_BINARIES) -> Path:
         raise Terminal(f"qemu.binary: {binary} is no absolute path", hint="write the whole path")
     if not binary.is_file() or not os.access(binary, os.X_OK):
         raise Terminal(f"qemu.binary: {binary} is no program", hint=INSTALL_HINT)
+    # It is asked what it can do, and that as root.
+    if os.geteuid() == 0 and (why := find_distrust(binary)):
+        raise Terminal(f"qemu.binary: {why}", hint="use one that only root can change")
     return binary
 
 

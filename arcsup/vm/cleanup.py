@@ -6,10 +6,11 @@ Everything here may be done twice: a daemon that was killed half way leaves the 
 import logging
 import shutil
 from contextlib import suppress
-from pathlib import Path
 
 import trio
 
+from arcsup.model import VmName
+from arcsup.places import Places
 from arcsup.vm.process import Process, end_process
 from arcsup.vm.record import Launch
 
@@ -39,11 +40,13 @@ async def _end_helper(role: str, process: Process) -> None:
         process.close()
 
 
-async def remove_runtime_folder(folder: Path) -> None:
+async def remove_runtime_folders(places: Places, name: VmName) -> None:
     """Remove a VM's sockets and lock; nothing happens when they are gone already."""
 
     def remove() -> None:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(folder)
+        for folder in {places.qemu_run_of(name), places.run_of(name)}:
+            with suppress(FileNotFoundError):
+                # It follows no links, whoever puts one there meanwhile (shutil's documentation).
+                shutil.rmtree(folder)
 
     await trio.to_thread.run_sync(remove)

@@ -26,7 +26,11 @@ from arcsup.vm.options import FUNCTIONS_PER_SLOT, AccelName, Slot, escape, on_of
 from arcsup.vm.shared_memory import SharedMemory, shared_memory_args
 from arcsup.vm.shares import share_args
 from arcsup.vm.sockets import Listener, chardev_place
+from arcsup.vm.taps import Tap
 from arcsup.vm.tpm import tpm_args
+
+CONSOLE_LOG = "console.log"
+"""What the guest says on its serial console, in the VM's folder of logs."""
 
 SPARE_PORTS = 4
 """PCIe root ports that every VM has, so that the first GPU moves nothing else."""
@@ -82,6 +86,7 @@ class Resources:
     numa_node: int | None = None
     render_node: Path | None = None
     vhost: bool = False
+    taps: tuple[Tap, ...] = ()
     slices: tuple[SliceDevice, ...] = ()
     cpu_flags: frozenset[str] = frozenset()
     shared_memory: tuple[SharedMemory, ...] = ()
@@ -109,7 +114,7 @@ def build_command_line(vm: Vm, host: Resources) -> Argv:
         *_port_args(host.slices),
         *disk_args(vm, host.disks, known),
         *cdrom_args(vm, host.cdroms),
-        *network_args(vm, known, vhost=host.vhost),
+        *network_args(vm, known, vhost=host.vhost, taps=host.taps),
         *share_args(vm.shares, host.sockets.shares, known, host.images, root=host.root),
         *tpm_args(host.sockets.tpm),
         *graphics_args(vm, known),
@@ -118,7 +123,7 @@ def build_command_line(vm: Vm, host: Resources) -> Argv:
         *input_args(vm, known),
         *audio_args(vm, known),
         *shared_memory_args(host.shared_memory, known),
-        *_sandbox_args(vm, known),
+        *_sandbox_args(vm, host),
         *vm.qemu.args,
     )
 
@@ -208,7 +213,7 @@ def _monitor_args(sockets: Sockets) -> Argv:
 
 
 def _console_args(host: Resources) -> Argv:
-    log = f"logfile={escape(host.log / 'console.log')},logappend=on"
+    log = f"logfile={escape(host.log / CONSOLE_LOG)},logappend=on"
     place = chardev_place(host.sockets.console)
     return (
         "-chardev", f"socket,id=console,{place},server=on,wait=off,{log}",
@@ -275,12 +280,16 @@ def _slice_args(slices: tuple[SliceDevice, ...], capabilities: Capabilities) -> 
     return tuple(argv)
 
 
-def _sandbox_args(vm: Vm, capabilities: Capabilities) -> Argv:
+def _sandbox_args(vm: Vm, host: Resources) -> Argv:
     """Return the seccomp filter, as tight as what the VM uses allows."""
-    if "sandbox" not in capabilities.options:
+    if "sandbox" not in host.capabilities.options:
         return ()
     # The bridge helper is a program that QEMU starts, with privileges of its own (setuid).
-    bridged = any(network.type is NetworkType.BRIDGE for network in vm.networks)
+    joined = {tap.index for tap in host.taps}
+    bridged = any(
+        network.type is NetworkType.BRIDGE and index not in joined
+        for index, network in enumerate(vm.networks)
+    )
     # GPU drivers and PipeWire set their threads' priorities; the filter would kill QEMU for it.
     priorities = (
         wants_gl(vm)

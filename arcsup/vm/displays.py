@@ -3,11 +3,11 @@
 Source of option names: qemu-doc, "Display options" and "USB emulation".
 """
 
-import os
 from ipaddress import ip_address
 from pathlib import Path
 
 from arcsup.errors import Terminal
+from arcsup.host.accounts import Account
 from arcsup.model import (
     Argv,
     Audio,
@@ -35,10 +35,10 @@ USB_PORTS = 15
 """As many as QEMU's controller can have; tablet, keyboard and redirection take ports 1 to 4."""
 
 
-def find_render_node(dev: Path = Path("/dev")) -> Path | None:
-    """Return the first DRM render node that can be opened; None where there is none."""
+def find_render_node(user: Account, dev: Path = Path("/dev")) -> Path | None:
+    """Return the first DRM render node that ``user`` can open; None where there is none."""
     nodes = sorted((dev / "dri").glob("renderD*"))
-    return next((node for node in nodes if os.access(node, os.R_OK | os.W_OK)), None)
+    return next((node for node in nodes if user.may_open(node)), None)
 
 
 def wants_gl(vm: Vm) -> bool:

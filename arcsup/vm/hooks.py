@@ -6,13 +6,13 @@ the program: both must belong to root and be writable by nobody else, or the hoo
 
 import logging
 import shlex
-import stat
 from pathlib import Path
 from typing import Literal
 
 import trio
 
 from arcsup.errors import Terminal
+from arcsup.host.trust import find_distrust
 from arcsup.model import Argv
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.process import inherited_environment
@@ -50,7 +50,7 @@ async def run_hooks(vm: ManagedVm, workshop: Workshop, moment: Moment) -> None:
 
 async def _run(argv: Argv, vm: ManagedVm, workshop: Workshop, moment: Moment) -> str:
     """Run one hook; return what is wrong, "" when nothing is."""
-    if workshop.places.system and (why := _refusal(vm.file) or _refusal(Path(argv[0]))):
+    if workshop.places.system and (why := find_distrust(vm.file) or find_distrust(Path(argv[0]))):
         return why
     log = workshop.places.log_of(vm.name) / "hooks.log"
     environment = {
@@ -76,16 +76,3 @@ async def _run(argv: Argv, vm: ManagedVm, workshop: Workshop, moment: Moment) ->
     except OSError as error:
         return f"cannot be run: {error.strerror}"
     return f"exit code {done.returncode}; its output is in {log}" if done.returncode else ""
-
-
-def _refusal(path: Path) -> str:
-    """Say why root must not run what this file says; "" when it may."""
-    try:
-        found = path.stat()
-    except OSError as error:
-        return f"{path}: {error.strerror}"
-    if found.st_uid != 0:
-        return f"refused: {path} does not belong to root"
-    if stat.S_IMODE(found.st_mode) & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"refused: {path} can be written by others than root"
-    return ""

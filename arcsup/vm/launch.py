@@ -25,14 +25,22 @@ from attrs import evolve
 
 from arcsup.errors import Terminal, Transient
 from arcsup.host.numa import observe_numa
-from arcsup.model import Argv, Vm
+from arcsup.model import Argv, NetworkType, Vm
 from arcsup.plan.plan import Intent
 from arcsup.spec.native import vm_to_native
+from arcsup.vm.belongings import (
+    check_shares,
+    choose_account,
+    create_qemu_folder,
+    lend_belongings,
+    open_folders,
+)
 from arcsup.vm.commandline import Sockets, build_command_line, expected_devices
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.pinning import allowed_cpus, pin_vcpus, plan_pinning
 from arcsup.vm.presence import find_absent
+from arcsup.vm.privileges import lockable_bytes
 from arcsup.vm.process import (
     Process,
     closing_gate,
@@ -46,6 +54,8 @@ from arcsup.vm.resources import Needs, create_files, find_needs
 from arcsup.vm.shared_memory import create_shared_memory, hold_device
 from arcsup.vm.slices import slice_devices, take_slices
 from arcsup.vm.sockets import Listener, listen_unix
+from arcsup.vm.taps import Tap, open_tap
+from arcsup.vm.tpm import HelperCommand
 from arcsup.vm.viewer import give_display
 
 HALTED = ("-S",)
@@ -65,9 +75,12 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     places.log_of(vm.name).mkdir(mode=0o750, parents=True, exist_ok=True)
     await run_hooks(vm, workshop, "preStart")
     slices = await take_slices(vm, workshop)
+    account = choose_account(vm, workshop)
     await create_files(vm.running, places)
     with ExitStack() as opened:
         held = [opened.enter_context(_locked(places.run_of(vm.name)))]
+        if account is not None:
+            create_qemu_folder(places, vm.name)
 
         def open_socket(path: Path) -> Listener:
             listener = listen_unix(path)
@@ -87,10 +100,18 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
             slices=slice_devices(vm.running, slices),
             gpu_node=vm.gpu_node,
             take=take_device,
+            account=account,
         )
         pieces = needs.resources.shared_memory
-        await trio.to_thread.run_sync(create_shared_memory, pieces, workshop.viewer)
-        return await _spawn(vm, workshop, launch, needs, held)
+        await trio.to_thread.run_sync(create_shared_memory, pieces, workshop.viewer, account)
+        if account is not None:
+            check_shares(vm.running, workshop)
+            taps = await _open_taps(needs, opened)
+            held += [descriptor for tap in taps for descriptor in tap.descriptors]
+            needs = evolve(needs, resources=evolve(needs.resources, taps=taps))
+            open_folders(places, vm.name, needs.resources.sockets, account)
+            await lend_belongings(vm, workshop, needs, account)
+        return await _spawn(vm, workshop, evolve(launch, account=account), needs, held)
 
 
 async def _spawn(
@@ -99,20 +120,22 @@ async def _spawn(
     log = workshop.places.log_of(vm.name) / "qemu.log"
     argv = (*build_command_line(needs.vm, needs.resources), *HALTED)
     _write_header(log, argv)
-    programs = [(h.role, h.argv, h.pass_fds) for h in needs.helpers]
-    programs.append(("qemu", argv, (*held, *_passed(needs.resources.sockets))))
+    qemu = HelperCommand("qemu", argv, (*held, *_passed(needs.resources.sockets)))
     with ExitStack() as gates:
         started = []
-        for role, command, pass_fds in programs:
+        for program in (*needs.helpers, qemu):
             gated = start_gated(
-                command,
+                program.argv,
                 boot_id=workshop.boot_id,
                 output=log,
-                pass_fds=pass_fds,
+                pass_fds=program.pass_fds,
                 environment=inherited_environment(),
+                account=None if program.keeps_user else launch.account,
             )
             gates.enter_context(closing_gate(gated))
-            started.append((role, gated))
+            started.append((program.role, gated))
+            if program is qemu and launch.account is not None and needs.resources.slices:
+                gated.limit_locked_memory(lockable_bytes(needs.vm))
         launch = evolve(
             launch,
             argv=argv,
@@ -128,6 +151,16 @@ async def _spawn(
             if role != "qemu":
                 gated.process.close()
     return started[-1][1].process
+
+
+async def _open_taps(needs: Needs, opened: ExitStack) -> tuple[Tap, ...]:
+    taps = []
+    for index, network in enumerate(needs.vm.networks):
+        if network.type in {NetworkType.BRIDGE, NetworkType.TAP}:
+            tap = await open_tap(index, network, vhost=needs.resources.accel == "kvm")
+            opened.callback(tap.close)
+            taps.append(tap)
+    return tuple(taps)
 
 
 def _frames(needs: Needs) -> Argv:
@@ -151,7 +184,7 @@ def _locked(folder: Path) -> Iterator[int]:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -175,7 +208,8 @@ async def bring_up(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
     launch = vm.record.launch
     if launch is None or vm.running is None:
         raise AssertionError("a QEMU that is brought up has been launched")
-    give_display(workshop.places.run_of(vm.name), workshop.viewer)
+    places = workshop.places
+    give_display(places.run_of(vm.name), places.qemu_run_of(vm.name), workshop.viewer)
     if missing := await find_absent(launch.devices, qmp):
         raise Terminal(f"QEMU runs without {', '.join(missing)}, which the VM asks for")
     await _pin(vm.running, launch.numa_node, qmp)

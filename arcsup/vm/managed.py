@@ -15,6 +15,7 @@ import trio
 from attrs import Factory, define, evolve, field, frozen
 
 from arcsup.errors import Terminal
+from arcsup.host.accounts import Accounts
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.model import Condition, LastExit, Vm, VmName
 from arcsup.places import Places
@@ -62,6 +63,10 @@ class Workshop:
     """A slice could not be made or used."""
     viewer: Viewer | None = None
     """Who looks at the VMs; None is the daemon's own user."""
+    accounts: Accounts | None = None
+    """Whom QEMU runs as where the daemon is root; None where all is one user's."""
+    image_folders: tuple[Path, ...] = ()
+    """Where images may be beside the images directory itself."""
 
 
 @frozen

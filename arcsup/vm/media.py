@@ -8,7 +8,10 @@ import trio
 from attrs import evolve
 from qemu.qmp import QMPError
 
+from arcsup.errors import Terminal
+from arcsup.vm.belongings import lend_files
 from arcsup.vm.disks import resolve_image
+from arcsup.vm.loans import Access, WantedFile
 from arcsup.vm.managed import ManagedVm, Workshop
 
 logger = logging.getLogger(__name__)
@@ -26,7 +29,8 @@ async def change_media(vm: ManagedVm, workshop: Workshop) -> None:
         if old == new:
             continue
         path = resolve_image(new, images)
-        if problem := await _change(vm, f"cd{index}", path):
+        problem = await _lend(vm, workshop, index, path) or await _change(vm, f"cd{index}", path)
+        if problem:
             vm.set_condition("MediaChanged", "Refused", f"cdroms[{index}]: {problem}", status=False)
             workshop.tell(vm.name, "media-refused", f"cdroms[{index}]: {path}: {problem}")
             return
@@ -38,6 +42,19 @@ async def change_media(vm: ManagedVm, workshop: Workshop) -> None:
     vm.set_condition("MediaChanged", "Changed", "the drives hold what the file says", status=True)
     await vm.save_running(workshop)
     workshop.changed()
+
+
+async def _lend(vm: ManagedVm, workshop: Workshop, index: int, path: Path) -> str:
+    """Let QEMU's user read an image; return why it may not, "" when it may."""
+    account = vm.record.launch.account if vm.record.launch else None
+    if account is None:
+        return ""
+    try:
+        wanted = WantedFile(f"cdroms[{index}]", path, Access.READ)
+        await lend_files(vm, workshop, (wanted,), account)
+    except Terminal as error:
+        return f"{error.message} ({error.hint})"
+    return ""
 
 
 async def _change(vm: ManagedVm, device: str, path: Path) -> str:

@@ -14,6 +14,7 @@ from arcsup.model import (
 from arcsup.spec.identity import derive_mac
 from arcsup.vm.capabilities import Capabilities
 from arcsup.vm.options import Slot, escape, on_off, pci_place
+from arcsup.vm.taps import Tap
 
 BRIDGE_RULES = (Path("/etc/qemu/bridge.conf"), Path("/etc/qemu-kvm/bridge.conf"))
 """Who may join which bridge (qemu-bridge-helper(8)); the second is RHEL's."""
@@ -48,11 +49,15 @@ def check_networks(vm: Vm, sysfs: Path, rules: tuple[Path, ...] = BRIDGE_RULES) 
             )
 
 
-def network_args(vm: Vm, capabilities: Capabilities, *, vhost: bool) -> Argv:
+def network_args(
+    vm: Vm, capabilities: Capabilities, *, vhost: bool, taps: tuple[Tap, ...] = ()
+) -> Argv:
     """Return the options of all network cards but VFs, which are slices of host devices.
 
     ``vhost`` says whether /dev/vhost-net can be opened: the kernel then moves a tap's packets.
+    ``taps`` are those that QEMU inherits.
     """
+    opened = {tap.index: tap for tap in taps}
     argv: list[str] = []
     emulated = [(i, net) for i, net in enumerate(vm.networks) if net.type is not NetworkType.VF]
     for position, (index, network) in enumerate(emulated):
@@ -62,11 +67,19 @@ def network_args(vm: Vm, capabilities: Capabilities, *, vhost: bool) -> Argv:
             capabilities.require_device(device)
         mac = network.mac or derive_mac(vm.uuid, index)
         argv += [
-            "-netdev", _netdev(f"net{index}", network, capabilities, vhost=vhost),
+            "-netdev",
+            _tap(f"net{index}", opened[index])
+            if index in opened
+            else _netdev(f"net{index}", network, capabilities, vhost=vhost),
             # No boot ROM: nothing boots from the network, and the ROMs are a package of their own.
             "-device", f"{device},id=nic{index},netdev=net{index},mac={mac},{place},romfile=",
         ]  # fmt: skip
     return tuple(argv)
+
+
+def _tap(name: str, tap: Tap) -> str:
+    fast = "" if tap.vhost is None else f",vhost=on,vhostfd={tap.vhost}"
+    return f"tap,id={name},fd={tap.fd}{fast}"
 
 
 def _netdev(name: str, network: Network, capabilities: Capabilities, *, vhost: bool) -> str:

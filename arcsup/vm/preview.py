@@ -52,6 +52,8 @@ async def preview_command(
 
 def _prepare(vm: Vm, needs: Needs, places: Places) -> tuple[Argv, ...]:
     folders = [places.run_of(vm.name), places.log_of(vm.name)]
+    if places.qemu_run_of(vm.name) not in folders:
+        folders.append(places.qemu_run_of(vm.name))
     commands: list[Argv] = []
     if vm.tpm:
         folders.append(tpm_folder(places.state, vm.name))

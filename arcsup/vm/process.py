@@ -10,6 +10,7 @@ pidfd_open(2), proc_sys_kernel(5) random/boot_id.
 """
 
 import os
+import resource
 import signal
 import stat
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,10 +22,14 @@ import trio
 from attrs import frozen
 
 from arcsup.errors import Terminal
+from arcsup.host.accounts import Account
+from arcsup.vm.privileges import dropping_to, environment_of
 
 _GATE = 'cd / && read -r _ && exec "$@" </dev/null'
 """Standard input of the program itself is /dev/null; its working directory holds no mount busy."""
 
+
+_APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
 
 _SERVICE_VARIABLES = frozenset(
     {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM"}
@@ -135,6 +140,19 @@ class GatedProcess:
                 os.write(self._gate, b"\n")
         self.close_gate()
 
+    def limit_locked_memory(self, size: int) -> None:
+        """Let the program lock, and devices pin for it, so many bytes (RLIMIT_MEMLOCK).
+
+        Raises Terminal where the daemon may not allow it as much.
+        """
+        try:
+            resource.prlimit(self.process.pid, resource.RLIMIT_MEMLOCK, (size, size))
+        except PermissionError:
+            raise Terminal(
+                f"QEMU may not lock the {size // 2**20} MiB that its devices need",
+                "give the daemon LimitMEMLOCK=infinity, or CAP_SYS_RESOURCE",
+            ) from None
+
     def close_gate(self) -> None:
         """End a program that has not begun; no effect on one that has."""
         if self._gate is not None:
@@ -149,20 +167,22 @@ def start_gated(
     output: Path,
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
+    account: Account | None = None,
 ) -> GatedProcess:
     """Start ``argv`` behind its gate, in a session of its own, appending output to a file.
 
+    It is ``account`` (None: this process's user) from the moment that it is the program.
     Raises Terminal when it cannot even be forked or the output file cannot be opened.
     """
     reader, writer = os.pipe()
     try:
         pid = os.posix_spawn(
             "/bin/sh",
-            ["/bin/sh", "-c", _GATE, "sh", *argv],
-            dict(os.environ if environment is None else environment),
+            ["/bin/sh", "-c", _GATE, "sh", *dropping_to(account), *argv],
+            environment_of(account, os.environ if environment is None else environment),
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, reader, 0),
-                (os.POSIX_SPAWN_OPEN, 1, output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640),
+                (os.POSIX_SPAWN_OPEN, 1, output, _APPENDING, 0o640),
                 (os.POSIX_SPAWN_DUP2, 1, 2),
                 # Onto itself: glibc clears close-on-exec, which is how a descriptor is passed.
                 *((os.POSIX_SPAWN_DUP2, fd, fd) for fd in pass_fds),

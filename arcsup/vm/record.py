@@ -18,11 +18,13 @@ from attrs import field, frozen
 from cattrs.preconf.json import make_converter
 
 from arcsup.errors import NotPermitted, Terminal
+from arcsup.host.accounts import Account
 from arcsup.host.owned import OwnedSlice
 from arcsup.model import Argv, LastExit, VmName
 from arcsup.plan.mode import NORMAL, Mode
 from arcsup.plan.plan import Intent
 from arcsup.plan.restart import Budget
+from arcsup.vm.loans import Loan
 from arcsup.vm.process import ProcessId
 
 FORMAT = 1
@@ -52,7 +54,8 @@ class Launch:
 
     ``text`` is the VM that it was started with, in the file's own form; ``processes`` is empty
     until their pids are known, and none of them begins before they are written here. ``frames``
-    are the paths that a Looking Glass client reads, one for each monitor.
+    are the paths that a Looking Glass client reads, one for each monitor. ``account`` is whom they
+    run as, None for the daemon's own user.
     ``ready_at`` is when it was found running (monotonic clock of ``boot_id``), None before.
     """
 
@@ -63,6 +66,7 @@ class Launch:
     devices: tuple[str, ...] = ()
     numa_node: int | None = None
     frames: Argv = ()
+    account: Account | None = None
     started_at: float = 0.0
     ready_at: float | None = None
 
@@ -106,6 +110,7 @@ class Record:
     launch: Launch | None = None
     slices: tuple[OwnedSlice, ...] = ()
     save: bool = False
+    loans: tuple[Loan, ...] = ()
     since: datetime | None = None
     format: int = field(default=FORMAT)
 
@@ -122,9 +127,15 @@ _converter = make_converter(forbid_extra_keys=True)
 
 
 class RecordStore:
-    """The directory of records. Writes of one VM never overtake each other."""
+    """The directory of records. Writes of one VM never overtake each other.
+
+    ``known`` is what is on disk; ``lending`` is held while files change owners, which two VMs may
+    share.
+    """
 
     def __init__(self, directory: Path) -> None:
+        self.known: dict[VmName, Record] = {}
+        self.lending = trio.Lock()
         self._directory = directory
         self._directory_file = directory.parent / "vm-directory.json"
         self._locks: dict[VmName, trio.Lock] = {}
@@ -143,6 +154,7 @@ class RecordStore:
                 records[name] = _read(path)
             except Terminal as error:
                 unreadable[name] = f"{error.message}; {error.hint}"
+        self.known = dict(records)
         return records, unreadable
 
     def prepare(self) -> None:
@@ -174,10 +186,12 @@ class RecordStore:
     async def save(self, record: Record) -> None:
         """Make ``record`` durable. Raises Terminal when the disk refuses."""
         await self._in_turn(record.name, partial(_write, self._path(record.name), record))
+        self.known[record.name] = record
 
     async def remove(self, name: VmName) -> None:
         """Forget a VM durably."""
         await self._in_turn(name, partial(_unlink, self._path(name)))
+        self.known.pop(name, None)
         # Somebody who already waits for it writes next, and nobody may write beside.
         if not self._locks[name].locked():
             del self._locks[name]

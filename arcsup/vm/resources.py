@@ -7,6 +7,7 @@ from pathlib import Path
 import trio
 from attrs import evolve, frozen
 
+from arcsup.host.accounts import Account
 from arcsup.host.cpu_flags import observe_cpu_flags
 from arcsup.host.identity import boot_id
 from arcsup.host.numa import observe_numa
@@ -24,7 +25,14 @@ from arcsup.vm.pinning import choose_numa_node
 from arcsup.vm.shared_memory import Take, find_shared_memory
 from arcsup.vm.shares import Virtiofsd, check_share, find_virtiofsd, virtiofs_helper
 from arcsup.vm.sockets import Listener
-from arcsup.vm.tpm import HelperCommand, create_tpm_folder, find_swtpm, tpm_folder, tpm_helper
+from arcsup.vm.tpm import (
+    TPM_LOG,
+    HelperCommand,
+    create_tpm_folder,
+    find_swtpm,
+    tpm_folder,
+    tpm_helper,
+)
 
 OpenSocket = Callable[[Path], Listener]
 """Either makes a listening socket, or only names it for a command line that is printed."""
@@ -62,18 +70,21 @@ async def find_needs(
     slices: tuple[SliceDevice, ...] = (),
     gpu_node: int | None = None,
     take: Take = lambda _: True,
+    account: Account | None = None,
 ) -> Needs:
     """Find everything that the VM's command line names. Makes nothing but the sockets.
 
+    ``account`` is whom QEMU is to run as, None for this process's user.
     Raises Terminal for what this host does not have.
     """
     built = with_overlays(with_guest_tools(vm), places)
     qemu = find_qemu(vm)
     capabilities = await probe_capabilities(qemu, places.state / "cache")
-    accel = await find_accel(vm.accel, qemu, places.run, str(boot_id()))
+    accel = await find_accel(vm.accel, qemu, places.run, str(boot_id()), account=account)
     check_networks(vm, places.sysfs)
-    root = os.geteuid() == 0
-    virtiofsd = await find_virtiofsd(root=root) if vm.shares else None
+    user = account or Account.current()
+    # It alone stays root where the daemon is: files in a share keep their owners.
+    virtiofsd = await find_virtiofsd(root=os.geteuid() == 0) if vm.shares else None
     sockets = _open_sockets(vm, places, virtiofsd, open_socket)
     resources = Resources(
         qemu=qemu,
@@ -82,7 +93,7 @@ async def find_needs(
         sockets=sockets,
         log=places.log_of(vm.name),
         images=places.images,
-        root=root,
+        root=user.uid == 0,
         disks=tuple(find_medium(disk.path, places.images) for disk in built.disks),
         cdroms=tuple(find_medium(path, places.images) for path in built.cdroms),
         firmware=find_firmware(vm.firmware),
@@ -90,11 +101,11 @@ async def find_needs(
             Path() if vm.firmware is Firmware.BIOS else vars_file(places.state, vm.name)
         ),
         numa_node=choose_numa_node(vm, observe_numa(places.sysfs), gpu_node=gpu_node),
-        render_node=find_render_node() if _draws_with_gl(vm) else None,
+        render_node=find_render_node(user) if _draws_with_gl(vm) else None,
         slices=slices,
         cpu_flags=observe_cpu_flags(),
         shared_memory=find_shared_memory(vm, take),
-        vhost=accel == "kvm" and os.access("/dev/vhost-net", os.R_OK | os.W_OK),
+        vhost=accel == "kvm" and user.may_open(Path("/dev/vhost-net")),
     )
     return Needs(built, resources, _find_helpers(vm, places, sockets, virtiofsd))
 
@@ -112,16 +123,16 @@ def _draws_with_gl(vm: Vm) -> bool:
 def _open_sockets(
     vm: Vm, places: Places, virtiofsd: Virtiofsd | None, open_socket: OpenSocket
 ) -> Sockets:
-    run = places.run_of(vm.name)
+    run, qemu_run = places.run_of(vm.name), places.qemu_run_of(vm.name)
     return Sockets(
         qmp=open_socket(run / "qmp.sock"),
         monitor=open_socket(run / "monitor.sock"),
         console=open_socket(run / "console.sock"),
         agent=open_socket(run / "agent.sock"),
-        display=run / DISPLAY_SOCKET,
-        tpm=open_socket(run / "tpm.sock") if vm.tpm else None,
+        display=qemu_run / DISPLAY_SOCKET,
+        tpm=open_socket(qemu_run / "tpm.sock") if vm.tpm else None,
         shares=tuple(
-            open_socket(run / f"share{index}.sock")
+            open_socket(qemu_run / f"share{index}.sock")
             if virtiofsd is not None and virtiofsd.serves(share)
             else None
             for index, share in enumerate(vm.shares)
@@ -134,7 +145,7 @@ def _find_helpers(
 ) -> tuple[HelperCommand, ...]:
     helpers = []
     if sockets.tpm is not None:
-        log = places.log_of(vm.name) / "tpm.log"
+        log = places.log_of(vm.name) / TPM_LOG
         folder = tpm_folder(places.state, vm.name)
         helpers.append(tpm_helper(find_swtpm(), folder, sockets.tpm, log))
     for index, (share, listener) in enumerate(zip(vm.shares, sockets.shares, strict=True)):

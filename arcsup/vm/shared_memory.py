@@ -15,6 +15,7 @@ from pathlib import Path
 from attrs import frozen
 
 from arcsup.errors import Terminal
+from arcsup.host.accounts import Account
 from arcsup.model import Argv, Audio, LookingGlass, MiB, Vm
 from arcsup.vm.capabilities import Capabilities
 from arcsup.vm.options import Slot, escape, pci_place
@@ -139,9 +140,12 @@ def hold_device(path: Path) -> int | None:
     return descriptor
 
 
-def create_shared_memory(pieces: tuple[SharedMemory, ...], viewer: Viewer | None) -> None:
-    """Make the files anew (0600, empty, their space set aside) and give them to the viewer.
+def create_shared_memory(
+    pieces: tuple[SharedMemory, ...], viewer: Viewer | None, account: Account | None = None
+) -> None:
+    """Make the files anew (empty, their space set aside) and give them to the viewer.
 
+    ``account`` is whom QEMU runs as, None for this process's user; nobody else may open them.
     QEMU would make them too, but takes one that somebody else put there, and refuses one whose
     size is that of another resolution. Without their space set aside, a full /dev/shm would end
     QEMU with SIGBUS when the guest writes.
@@ -158,7 +162,11 @@ def create_shared_memory(pieces: tuple[SharedMemory, ...], viewer: Viewer | None
             descriptor = os.open(piece.path, flags, 0o600)
             try:
                 os.posix_fallocate(descriptor, 0, piece.size_mib * 2**20)
-                if viewer is not None:
+                if account is not None:
+                    # Two users, so one of them by the group.
+                    os.fchown(descriptor, viewer.uid if viewer else account.uid, account.gid)
+                    os.fchmod(descriptor, 0o660)
+                elif viewer is not None:
                     os.fchown(descriptor, viewer.uid, viewer.gid)
             finally:
                 os.close(descriptor)

@@ -82,7 +82,11 @@ async def _can_make_namespaces() -> bool:
 def virtiofs_helper(
     virtiofsd: Virtiofsd, share: Share, source: Path, listener: Listener, index: int
 ) -> HelperCommand:
-    """Return the server of one share; it ends when QEMU closes the connection."""
+    """Return the server of one share; it ends when QEMU closes the connection.
+
+    It keeps the daemon's user: a guest's files belong to many, and it has a sandbox of its own
+    (a mount namespace that ends at the folder, few capabilities, seccomp; virtiofsd's README).
+    """
     place = f"--socket-path={listener.path}" if listener.fd is None else f"--fd={listener.fd}"
     binary = str(virtiofsd.binary)
     if virtiofsd.flavour == "rust":
@@ -96,7 +100,7 @@ def virtiofs_helper(
         folder = str(source).replace("\\", "\\\\").replace(",", "\\,")
         argv = (binary, place, "-f", "-o", f"source={folder}", "-o", "log_level=warn")
     pass_fds = () if listener.fd is None else (listener.fd,)
-    return HelperCommand(f"virtiofs{index}", argv, pass_fds)
+    return HelperCommand(f"virtiofs{index}", argv, pass_fds, keeps_user=True)
 
 
 def share_args(

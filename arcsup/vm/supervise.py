@@ -31,7 +31,8 @@ from arcsup.plan.restart import (
     after_exit,
 )
 from arcsup.spec.native import load_vm
-from arcsup.vm.cleanup import end_helpers, remove_runtime_folder
+from arcsup.vm.belongings import take_back_belongings
+from arcsup.vm.cleanup import end_helpers, remove_runtime_folders
 from arcsup.vm.ephemeral import remove_overlays, settle_overlays
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.launch import bring_up, find_last_words, start_qemu
@@ -343,13 +344,14 @@ async def _complete_evidence(vm: ManagedVm, end: ProcessEnd) -> Evidence:
 
 
 async def _tidy_up(vm: ManagedVm, workshop: Workshop) -> None:
-    """End the helpers and remove what was made for this run. May be done twice."""
+    """End the helpers, take back and remove what this run had. May be done twice."""
     launch = vm.record.launch
     if launch is not None:
         await end_helpers(launch, boot_id=workshop.boot_id)
     if vm.running is not None:
         remove_shared_memory(vm.running)
-    await remove_runtime_folder(workshop.places.run_of(vm.name))
+    await take_back_belongings(vm, workshop)
+    await remove_runtime_folders(workshop.places, vm.name)
 
 
 def _consequences(

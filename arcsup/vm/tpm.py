@@ -13,16 +13,23 @@ from arcsup.model import Argv, VmName
 from arcsup.vm.options import escape
 from arcsup.vm.sockets import Listener
 
+TPM_LOG = "tpm.log"
+"""What swtpm says, in the VM's folder of logs."""
+
 INSTALL_HINT = "install the package swtpm"
 
 
 @frozen
 class HelperCommand:
-    """A program that must run beside a QEMU. ``pass_fds`` are to be inherited as they are."""
+    """A program that must run beside a QEMU. ``pass_fds`` are to be inherited as they are.
+
+    ``keeps_user`` is one that goes on as the daemon's user where QEMU does not.
+    """
 
     role: str
     argv: Argv
     pass_fds: tuple[int, ...] = ()
+    keeps_user: bool = False
 
 
 def find_swtpm() -> Path:

@@ -6,6 +6,7 @@ files a desktop's user cannot open; arcsup.yaml names that user (``viewer``).
 
 import os
 import pwd
+import stat
 from pathlib import Path
 
 from attrs import frozen
@@ -52,16 +53,28 @@ def find_viewer(name: str | None) -> Viewer | None:
     return Viewer(name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
 
-def give_display(folder: Path, viewer: Viewer | None) -> None:
+def give_display(folder: Path, qemu_folder: Path, viewer: Viewer | None) -> None:
     """Let the viewer, and nobody else, connect to the socket of a VM's display.
 
     QEMU binds that socket itself, so it is there once QEMU answers. The viewer may pass through
-    the VM's runtime folder but not look into it; its other sockets stay QEMU's.
+    the VM's runtime folders but not look into them; the other sockets stay QEMU's.
     """
-    socket = folder / DISPLAY_SOCKET
-    if viewer is None or not socket.is_socket():
+    if viewer is None:
         return
-    os.chown(folder, -1, viewer.gid)
-    folder.chmod(0o710)
-    os.chown(socket, viewer.uid, -1)
-    socket.chmod(0o600)
+    try:
+        # Whoever QEMU runs as could put a link in its place.
+        flags = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+        descriptor = os.open(qemu_folder / DISPLAY_SOCKET, flags)
+    except FileNotFoundError:
+        return
+    try:
+        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+            return
+        for each in {folder, qemu_folder}:
+            os.chown(each, -1, viewer.gid)
+            each.chmod(0o710)
+        socket = Path(f"/proc/self/fd/{descriptor}")
+        os.chown(socket, viewer.uid, -1)
+        socket.chmod(0o600)
+    finally:
+        os.close(descriptor)

@@ -286,6 +286,8 @@ def demo_directory() -> Iterator[Path]:
     """Yield a directory for one demo; in the end remove it and all that runs in it."""
     # Not below TMPDIR, which may be deep: a unix socket's path has at most 107 bytes.
     directory = Path(tempfile.mkdtemp(prefix="arcsup-", dir="/tmp"))
+    # Root's QEMUs run as another user, who must be able to pass.
+    directory.chmod(0o711)
     try:
         yield directory
     finally:

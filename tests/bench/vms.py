@@ -219,6 +219,7 @@ def run() -> list[Measurement]:
     parts: tuple[Callable[[Path], list[Measurement]], ...] = (measure_single, measure_many)
     for part in parts:
         top = Path(tempfile.mkdtemp(prefix="arcb", dir="/tmp"))
+        top.chmod(0o711)
         try:
             figures += part(top)
         finally:

@@ -13,6 +13,7 @@ import pytest
 from arcsup.devices import Backend
 from arcsup.errors import ArcsupError, Refused, Stuck, Terminal, Transient
 from arcsup.host import binding, sriov
+from arcsup.host.accounts import Account
 from arcsup.host.slices import (
     OwnedSlice,
     SliceChoice,
@@ -90,9 +91,11 @@ async def test_an_mdev_lives_its_whole_life(mbochs: Path, uuid: str, inner_qemu:
     node = find_group_node(owned, SYSFS)
     assert node is not None
     wait_until(lambda: is_ready(owned, SYSFS) == "")
-    assert is_ready(owned, SYSFS, user=(65534, 65534)).startswith(f"{node} may not be read")
+    assert is_ready(owned, SYSFS, account=Account(65534, 65534)).startswith(
+        f"{node} may not be read"
+    )
     os.chown(node, 65534, 65534)
-    assert "/dev/vfio/vfio" not in is_ready(owned, SYSFS, user=(65534, 65534))
+    assert "/dev/vfio/vfio" not in is_ready(owned, SYSFS, account=Account(65534, 65534))
     qemu = inner_qemu([f"vfio-pci,sysfsdev={owned.path}"])
     assert 0x0380 in qemu.classes()
     with pytest.raises(Refused, match=f"in use by process {qemu.process.pid}"):

@@ -13,7 +13,16 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from arcsup.__main__ import main
-from arcsup.vm import disks, image_changes, launch, process, record, resources, supervise
+from arcsup.vm import (
+    belongings,
+    disks,
+    image_changes,
+    launch,
+    process,
+    record,
+    resources,
+    supervise,
+)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -59,7 +68,9 @@ def install() -> None:
         (supervise, "settle_overlays"),
         (supervise, "end_helpers"),
         (supervise, "remove_shared_memory"),
-        (supervise, "remove_runtime_folder"),
+        (belongings, "lend"),
+        (belongings, "put_back"),
+        (supervise, "remove_runtime_folders"),
     ):
         setattr(owner, name, after_a_point(getattr(owner, name), name))
 

@@ -37,6 +37,9 @@ class Daemon:
 
     def __attrs_post_init__(self) -> None:
         self.vms.mkdir(exist_ok=True, mode=0o755)
+        if os.geteuid() == 0:
+            # QEMU's user must be able to pass.
+            self.top.chmod(self.top.stat().st_mode & 0o777 | 0o001)
 
     @property
     def vms(self) -> Path:

@@ -1,0 +1,180 @@
+"""What of the host a VM's QEMU may reach while it runs, where it is not root: lent and taken back.
+
+QEMU opens its images, its logs and its devices by name, with the rights of its own user. So they
+become that user's (``loans``), after the record has said so.
+"""
+
+import os
+import shutil
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from arcsup.errors import Terminal
+from arcsup.host.accounts import Account
+from arcsup.host.slices import find_group_node
+from arcsup.host.sysfs import Sysfs
+from arcsup.host.trust import find_distrust
+from arcsup.host.usb import find_usb_nodes
+from arcsup.model import DiskFormat, Vm, VmName
+from arcsup.places import Places
+from arcsup.vm.commandline import CONSOLE_LOG, Sockets
+from arcsup.vm.disks import resolve_image
+from arcsup.vm.loans import Access, Loan, Terms, WantedFile, find_loans, lend, put_back
+from arcsup.vm.managed import ManagedVm, Workshop
+from arcsup.vm.resources import Needs
+from arcsup.vm.shares import check_share
+from arcsup.vm.tpm import TPM_LOG, tpm_folder
+
+
+def choose_account(vm: ManagedVm, workshop: Workshop) -> Account | None:
+    """Return whom a VM's programs run as; None for the daemon's own user. Raises Terminal."""
+    if workshop.accounts is None:
+        return None
+    others = (it.launch for it in workshop.records.known.values() if it.name != vm.name)
+    taken = {launch.account.uid for launch in others if launch and launch.account}
+    return workshop.accounts.choose(vm.name, taken)
+
+
+def create_qemu_folder(places: Places, name: VmName) -> None:
+    """Make the folder in which QEMU binds and finds sockets anew, root's until it is given away.
+
+    What a QEMU that is gone left there is not trusted: names of ours may be links by now.
+    """
+    folder = places.qemu_run_of(name)
+    folder.parent.mkdir(mode=0o711, exist_ok=True)
+    folder.parent.chmod(0o711)
+    with suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+    folder.mkdir(mode=0o700)
+
+
+def open_folders(places: Places, name: VmName, sockets: Sockets, account: Account) -> None:
+    """Let QEMU's user pass, but not read, the folders that its files are in.
+
+    The sockets of its monitors are in a folder that it has no way into; clients find the one of
+    its display there by a link.
+    """
+    state = (places.state, places.images, places.state / "vars", places.state / "tpm")
+    overlays = (places.overlays_of(name).parent, places.overlays_of(name))
+    for folder in (*state, *overlays, places.log, places.log_of(name)):
+        if folder.is_dir():
+            status = folder.stat()
+            if status.st_uid == 0 and not account.may(status, os.X_OK):
+                folder.chmod(stat.S_IMODE(status.st_mode) | 0o001)
+    link = places.run_of(name) / sockets.display.name
+    link.unlink(missing_ok=True)
+    link.symlink_to(sockets.display)
+    for listener in (sockets.tpm, *sockets.shares):
+        if listener is not None:
+            os.chown(listener.path, account.uid, account.gid, follow_symlinks=False)
+    os.chown(places.qemu_run_of(name), account.uid, account.gid, follow_symlinks=False)
+
+
+def check_shares(vm: Vm, workshop: Workshop) -> None:
+    """Refuse a share that is not in a folder for images, or that others could exchange.
+
+    Its server is root, behind a sandbox that ends at the folder. Raises Terminal.
+    """
+    allowed = (workshop.places.images, *workshop.image_folders)
+    for index, share in enumerate(vm.shares):
+        source = check_share(share, workshop.places.images).resolve()
+        if not any(source.is_relative_to(folder.resolve()) for folder in allowed):
+            raise Terminal(
+                f"shares[{index}]: {source} is outside of the folders for images",
+                f"move it to {allowed[0]}, or name its folder in imageDirs of arcsup.yaml",
+            )
+        if why := find_distrust(source.parent):
+            raise Terminal(
+                f"shares[{index}]: {why}", "its server is root: share a folder inside one of root's"
+            )
+
+
+async def lend_belongings(
+    vm: ManagedVm, workshop: Workshop, needs: Needs, account: Account
+) -> None:
+    """Give a VM's user what its QEMU opens by name. Raises Terminal for what it may not have."""
+    wanted = [*_find_images(needs), *_find_own_files(vm, workshop.places, needs)]
+    for log in (CONSOLE_LOG, *([TPM_LOG] if needs.vm.tpm else [])):
+        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        os.close(os.open(workshop.places.log_of(vm.name) / log, flags, 0o640))
+    await lend_files(vm, workshop, wanted, account)
+
+
+async def lend_files(
+    vm: ManagedVm, workshop: Workshop, wanted: Iterable[WantedFile], account: Account
+) -> None:
+    """Lend files to a VM, the record first. Raises Terminal."""
+    if workshop.accounts is None:
+        return
+    allowed = (workshop.places.images, *workshop.image_folders)
+    terms = Terms(account, workshop.accounts.shared.gid, allowed)
+    async with workshop.records.lending:
+        with ExitStack() as opened:
+            look = partial(find_loans, wanted, terms, _loans_known(workshop), opened)
+            loans = await trio.to_thread.run_sync(look)
+            new = {loan.identity: loan for loan, _ in loans}
+            kept = [loan for loan in vm.record.loans if loan.identity not in new]
+            if new:
+                await vm.save(workshop, loans=(*kept, *new.values()))
+                await lend(loans)
+
+
+async def take_back_belongings(vm: ManagedVm, workshop: Workshop) -> None:
+    """Give everything back to its owner. What cannot be is told, and stays in the record."""
+    if not vm.record.loans:
+        return
+    async with workshop.records.lending:
+        others = _loans_known(workshop, without=vm.name)
+        failed = await trio.to_thread.run_sync(put_back, vm.record.loans, others)
+        for why in failed.values():
+            workshop.tell(vm.name, "not-put-back", f"its owner could not be put back: {why}")
+        await vm.save(workshop, loans=tuple(failed))
+
+
+def _loans_known(workshop: Workshop, without: VmName | None = None) -> dict[tuple[int, int], Loan]:
+    records = [it for it in workshop.records.known.values() if it.name != without]
+    return {loan.identity: loan for record in records for loan in record.loans}
+
+
+def _find_images(needs: Needs) -> Iterator[WantedFile]:
+    vm, resources = needs.vm, needs.resources
+    for index, (disk, medium) in enumerate(zip(vm.disks, resources.disks, strict=True)):
+        access = Access.READ if disk.readonly else Access.OWN
+        is_qcow2 = disk.format is DiskFormat.QCOW2
+        yield WantedFile(f"disks[{index}]", medium.path, access, is_qcow2=is_qcow2)
+    for index, medium in enumerate(resources.cdroms):
+        yield WantedFile(f"cdroms[{index}]", medium.path, Access.READ)
+    if vm.boot is not None:
+        kernel = resolve_image(vm.boot.kernel, resources.images)
+        yield WantedFile("boot.kernel", kernel, Access.READ)
+        if vm.boot.initrd is not None:
+            initrd = resolve_image(vm.boot.initrd, resources.images)
+            yield WantedFile("boot.initrd", initrd, Access.READ)
+
+
+def _find_own_files(vm: ManagedVm, places: Places, needs: Needs) -> Iterator[WantedFile]:
+    def own(what: str, path: Path) -> WantedFile:
+        return WantedFile(what, path, Access.OWN, own_file=True)
+
+    log = places.log_of(vm.name)
+    yield own("the console's log", log / CONSOLE_LOG)
+    if needs.resources.firmware is not None:
+        yield own("the UEFI variables", needs.resources.firmware_vars)
+    if needs.vm.tpm:
+        yield own("the TPM's state", tpm_folder(places.state, vm.name))
+        yield own("the TPM's log", log / TPM_LOG)
+    for piece in needs.resources.shared_memory:
+        if piece.is_device:
+            yield WantedFile(piece.id, piece.path, Access.USE, own_file=True)
+    sysfs = Sysfs(places.sysfs)
+    for owned in vm.record.slices:
+        node = find_group_node(owned, sysfs)
+        if node is not None:
+            yield own(f"gpus[{owned.slot}]", node)
+    for index, node in find_usb_nodes(needs.vm.usb, sysfs):
+        yield own(f"usb[{index}]", node)

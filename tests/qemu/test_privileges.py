@@ -1,0 +1,291 @@
+"""QEMU under a daemon that is root: never root itself, and with nothing but what is its own."""
+
+import json
+import os
+import socket
+import stat
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from arcsup.host.accounts import UNCLAIMED
+from tests.qemu.daemon import TINY, Daemon, running_daemon
+
+pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="the daemon of the system is root's")
+
+FULL = f"""{TINY}tpm: true
+firmware: uefi
+disks: [{{path: one.qcow2, size: 10MiB}}, {{path: read.raw, format: raw, readonly: true}}]
+cdroms: [one.iso]
+stop: {{timeout: 100ms}}
+"""
+
+
+@pytest.fixture
+def daemon(short_dir: Path) -> Iterator[Daemon]:
+    with running_daemon(short_dir) as daemon:
+        yield daemon
+
+
+@contextmanager
+def interface(name: str, *kind: str) -> Iterator[str]:
+    """Make a network interface of the host for the block."""
+    made = subprocess.run(["ip", *kind[:1], "add", *kind[1:]], capture_output=True, check=False)
+    if made.returncode != 0:
+        pytest.skip("no interface can be made here")
+    try:
+        yield name
+    finally:
+        subprocess.run(["ip", "link", "del", name], check=True)
+
+
+def test_a_tap_of_somebodys_is_opened_for_it(daemon: Daemon) -> None:
+    name = f"arct{os.getpid()}"
+    with interface(name, "tuntap", "dev", name, "mode", "tap", "user", "65534"):
+        daemon.drop("one", TINY.replace("[]", f"[{{type: tap, tap: {name}}}]"))
+        pid = daemon.wait_for("one", "running")["pid"]
+
+        # Somebody has it up: the carrier says so.
+        subprocess.run(["ip", "link", "set", name, "up"], check=True)
+        daemon.until(
+            lambda: Path(f"/sys/class/net/{name}/carrier").read_text() == "1\n", "it is in use"
+        )
+        assert b"spawn=deny" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        daemon.call("kill", "one", wait="60")
+
+
+@pytest.mark.skipif(not Path("/etc/qemu/bridge.conf").exists(), reason="needs QEMU's bridge rules")
+def test_a_bridge_is_joined_for_it(daemon: Daemon) -> None:
+    name = f"arcb{os.getpid()}"
+    with interface(name, "link", name, "type", "bridge"):
+        daemon.drop("one", TINY.replace("[]", f"[{{type: bridge, bridge: {name}}}]"))
+        daemon.wait_for("one", "running", "failed")
+
+        members = Path(f"/sys/class/net/{name}/brif")
+        assert len(list(members.iterdir())) == 1
+        daemon.call("kill", "one", wait="60")
+        assert list(members.iterdir()) == []
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def owners(daemon: Daemon) -> dict[str, tuple[int, int, int]]:
+    """Return whose everything in the state and the log directory is."""
+    found = {}
+    for top in (daemon.state, daemon.log):
+        for path in top.rglob("*"):
+            status = path.lstat()
+            mode = stat.S_IMODE(status.st_mode)
+            found[str(path.relative_to(daemon.top))] = (status.st_uid, status.st_gid, mode)
+    return found
+
+
+def make_images(daemon: Daemon) -> None:
+    images = daemon.state / "images"
+    images.mkdir(exist_ok=True, mode=0o700)
+    for name in ("read.raw", "one.iso", "two.iso"):
+        (images / name).write_bytes(bytes(2048))
+        (images / name).chmod(0o600)
+
+
+def programs_of(daemon: Daemon, name: str) -> dict[str, int]:
+    launch = daemon.records()[name]["launch"]
+    return {it["role"]: it["identity"]["pid"] for it in launch["processes"]}
+
+
+def test_no_program_of_a_vm_is_root_nor_can_become_it(daemon: Daemon) -> None:
+    make_images(daemon)
+    daemon.drop("one", FULL)
+    daemon.wait_for("one", "running")
+
+    programs = programs_of(daemon, "one")
+    assert set(programs) == {"qemu", "tpm"}
+    for pid in programs.values():
+        status = status_of(pid)
+        (uid,) = set(status["Uid"].split())
+        assert int(uid) in UNCLAIMED
+        assert set(status["Gid"].split()) == {uid}
+        assert "0" not in status["Groups"].split()
+        assert status["NoNewPrivs"] == "1"
+        for capabilities in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
+            assert int(status[capabilities], 16) == 0
+    # The sandbox too: a second filter beside none (2: SECCOMP_MODE_FILTER).
+    assert status_of(programs["qemu"])["Seccomp"] == "2"
+
+
+def test_its_files_belong_to_its_user_only_while_it_runs(daemon: Daemon) -> None:
+    make_images(daemon)
+    daemon.drop("one", FULL)
+    uid = int(status_of(daemon.wait_for("one", "running")["pid"])["Uid"].split()[0])
+    running = owners(daemon)
+    for path in ("state/images/one.qcow2", "state/vars/one.fd", "state/tpm/one", "log/one/tpm.log"):
+        assert running[path][0] == uid, path
+    for path in ("state/images/read.raw", "state/images/one.iso"):
+        assert running[path] == (0, uid, 0o640), path
+    assert running["state/images/two.iso"] == (0, 0, 0o600)
+    assert running["state/vms/one.json"][0] == running["log/one/qemu.log"][0] == 0
+
+    daemon.call("stop", "one", wait="60")
+
+    assert {path for path, owner in owners(daemon).items() if owner[:2] != (0, 0)} == set()
+    assert owners(daemon)["state/images/one.iso"] == (0, 0, 0o600)
+    assert daemon.records()["one"]["loans"] == []
+
+
+def test_after_a_crash_of_both_the_next_daemon_puts_everything_back(daemon: Daemon) -> None:
+    make_images(daemon)
+    daemon.drop("one", FULL)
+    daemon.wait_for("one", "running")
+    daemon.kill()
+    for pid in programs_of(daemon, "one").values():
+        os.kill(pid, 9)
+    (daemon.vms / "one.yaml").unlink()
+
+    daemon.start()
+    daemon.wait_for("one", "gone")
+
+    assert {path for path, owner in owners(daemon).items() if owner[:2] != (0, 0)} == set()
+
+
+def test_another_medium_is_lent_when_it_goes_into_the_drive(daemon: Daemon) -> None:
+    make_images(daemon)
+    daemon.drop("one", FULL)
+    daemon.wait_for("one", "running")
+
+    daemon.drop("one", FULL.replace("one.iso", "two.iso"))
+
+    daemon.wait_for_event("one", "media-changed")
+    assert owners(daemon)["state/images/two.iso"][2] == 0o640
+    daemon.call("stop", "one", wait="60")
+    assert owners(daemon)["state/images/two.iso"] == (0, 0, 0o600)
+
+
+def test_each_vm_has_a_user_of_its_own_if_told_so(short_dir: Path) -> None:
+    config = short_dir / "arcsup.yaml"
+    config.write_text("isolation: per-vm\n")
+    with running_daemon(short_dir, "--config", str(config)) as daemon:
+        make_images(daemon)
+        for name in ("one", "two"):
+            daemon.drop(name, TINY + "cdroms: [one.iso]\nstop: {timeout: 100ms}\n")
+        users = {
+            int(status_of(daemon.wait_for(name, "running")["pid"])["Uid"].split()[0])
+            for name in ("one", "two")
+        }
+        assert len(users) == 2
+        assert users <= set(UNCLAIMED)
+
+        daemon.call("stop", "one", wait="60")
+        # The other one still reads it.
+        assert owners(daemon)["state/images/one.iso"][2] == 0o640
+        daemon.call("stop", "two", wait="60")
+        assert owners(daemon)["state/images/one.iso"] == (0, 0, 0o600)
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ("cdroms: [/etc/shadow]\n", "outside of the folders for images"),
+        ("cdroms: [../vms/one.json]\n", "goes up"),
+        ("disks: [{path: /dev/shm, format: raw}]\n", "no file and no block device"),
+        ("shares: [{path: /etc, tag: etc}]\n", "outside of the folders for images"),
+        ("shares: [{path: ../vms, tag: records}]\n", "outside of the folders for images"),
+        ("qemu: {binary: PROGRAM}\n", "refused"),
+    ],
+)
+def test_what_a_vm_may_not_have_is_refused_with_one_line(
+    daemon: Daemon, more: str, why: str
+) -> None:
+    (daemon.state / "images").mkdir(exist_ok=True)
+    program = daemon.top / "program"
+    program.write_text("#!/bin/sh\nid > /tmp/never\n")
+    program.chmod(0o777)
+    before = owners(daemon)
+
+    daemon.drop("one", TINY + more.replace("PROGRAM", str(program)))
+
+    reason = daemon.wait_for("one", "failed")["reason"]
+    assert why in reason
+    assert "\n" not in reason
+    changed = {path for path, owner in owners(daemon).items() if before.get(path, owner) != owner}
+    assert changed == set()
+    assert Path("/etc/shadow").stat().st_uid == 0
+
+
+AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
+
+
+def try_as_qemu(daemon: Daemon, uid: int, command: str) -> subprocess.CompletedProcess[str]:
+    """Do something as QEMU's own user: what a guest could that broke out of its QEMU."""
+    return subprocess.run(
+        [
+            "setpriv",
+            f"--reuid={uid}",
+            f"--regid={uid}",
+            "--clear-groups",
+            "--",
+            "sh",
+            "-c",
+            command,
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+
+
+def test_a_guest_that_broke_out_finds_every_door_closed(daemon: Daemon) -> None:
+    make_images(daemon)
+    daemon.drop("one", FULL)
+    uid = int(status_of(daemon.wait_for("one", "running")["pid"])["Uid"].split()[0])
+    run, state = daemon.run, daemon.state
+    for command in (
+        f"ls {state}",
+        f"ls {state}/images",
+        f"cat {state}/images/two.iso",
+        f"cat {state}/vms/one.json",
+        f"ls {run}/one",
+        f"echo > {run}/one/lock",
+        f"ln -s /etc/passwd {run}/one/screenshot-0.png",
+        f"rm -rf {run}/.qemu/one.new && mkdir {run}/.qemu/two",
+        f"mv {state}/images/one.qcow2 /tmp",
+        f"cat {daemon.log}/one/qemu.log",
+        f"echo > {daemon.log}/one/new",
+    ):
+        assert try_as_qemu(daemon, uid, command).returncode != 0, command
+
+
+def talk(path: Path) -> Any:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(30)
+        client.connect(str(path))
+        return json.loads(client.makefile("rb").readline())
+
+
+def test_another_local_user_reaches_no_socket_and_no_file(daemon: Daemon) -> None:
+    make_images(daemon)
+    daemon.drop("one", FULL + "display: vnc\n")
+    daemon.wait_for("one", "running")
+    sockets = [path for path in daemon.run.rglob("*.sock") if path.is_socket()]
+    assert {path.name for path in sockets} >= {"qmp.sock", "monitor.sock", "display.sock"}
+    assert "QMP" in talk(daemon.run / "one" / "monitor.sock")
+    files = [path for top in (daemon.state, daemon.log) for path in top.rglob("*")]
+    reading = "import pathlib,sys; pathlib.Path(sys.argv[1]).open('rb').close()"
+    connecting = "import socket,sys; socket.socket(socket.AF_UNIX).connect(sys.argv[1])"
+
+    for script, path in [
+        *((connecting, path) for path in sockets),
+        *((reading, path) for path in files if path.is_file()),
+    ]:
+        tried = subprocess.run(
+            [*AS_NOBODY, "/usr/bin/python3", "-c", script, str(path)],
+            capture_output=True, text=True, check=False, cwd="/",
+        )  # fmt: skip
+        assert "PermissionError" in tried.stderr, path
