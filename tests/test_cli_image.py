@@ -217,6 +217,39 @@ def test_a_header_that_a_guest_wrote_into_its_raw_disk_is_not_believed(store: St
     assert store.names() == ["disk.raw"]
 
 
+@pytest.mark.parametrize("verb", [("clone", "disk.qcow2", "copy.qcow2"), ("commit", "disk.qcow2")])
+def test_a_base_that_a_guest_wrote_into_its_header_is_not_followed(
+    store: Store, verb: tuple[str, ...]
+) -> None:
+    """Followed as root, it would put a file of the host into an image, or an image in its place."""
+    secret = store.top / "secret"
+    secret.write_bytes(b"secret" * 1000)
+    store.make("disk.qcow2", "8M", "-b", str(secret), "-F", "raw")
+    (store.vms / "a.yaml").write_text("disks: [{path: disk.qcow2}]\n")
+
+    result = store(*verb)
+
+    assert result.code == 6
+    assert "secret, which no VM file names" in result.err
+    assert store.names() == ["disk.qcow2"]
+    assert secret.read_bytes() == b"secret" * 1000
+
+
+def test_data_in_another_file_is_not_read(store: Store) -> None:
+    image = store.images / "a.qcow2"
+    data = f"data_file={store.top / 'data'}"
+    qemu("qemu-img", "create", "-q", "-f", "qcow2", "-o", data, str(image), "8M")
+
+    assert "keeps its data in another file" in store("clone", "a.qcow2", "b.qcow2").err
+
+
+def test_an_image_that_builds_upon_itself_is_told(store: Store) -> None:
+    image = store.make("a.qcow2")
+    qemu("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", str(image), str(image))
+
+    assert "builds upon more than 32 images" in store("clone", "a.qcow2", "b.qcow2").err
+
+
 def test_a_copy_that_does_not_fit_is_not_begun(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -144,7 +144,8 @@ def clone(
     _refuse_running(users, path, disk_only=True)
     new = users.resolve(target)
     with showing_progress(f"copying {source}") as report:
-        _work(lambda: clone_image(path, new, report, linked=linked))
+        trusted = users.trust_beside(path)
+        _work(lambda: clone_image(path, new, report, trusted, linked=linked))
     return ExitCode.OK
 
 
@@ -186,7 +187,7 @@ def commit(session: Session, path: str, **options: Unpack[PlaceOptions]) -> int:
                 f"arcsup image clone {path} NEW: a copy that needs no base",
             )
     with showing_progress(f"committing {path}") as report:
-        _work(lambda: commit_image(overlay, report))
+        _work(lambda: commit_image(overlay, report, users.trust_beside(overlay)))
     return ExitCode.OK
 
 

@@ -1,7 +1,7 @@
 """Which VMs use which images: asked of the daemon, read from the VM directory without one."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
@@ -61,6 +61,15 @@ class Users:
     def resolve(self, path: str | Path) -> Path:
         """Return the real path of an image; a relative one hangs off the images directory."""
         return Path(os.path.realpath(self.images / path))
+
+    def trust_beside(self, image: Path) -> Callable[[Path], bool]:
+        """Return what tells whether ``image`` may build upon a file.
+
+        It may if that is an image below the images directory or in its own folder, or a VM file
+        says so.
+        """
+        folders = (self.resolve("."), image.parent)
+        return lambda path: path in self._uses or any(map(path.is_relative_to, folders))
 
     def of(self, path: Path) -> list[UserJson]:
         """Return who uses an image."""

@@ -18,7 +18,7 @@ from arcsup.errors import ArcsupError, Refused, Terminal
 from arcsup.model import Argv, Disk, DiskFormat, Vm, VmName
 from arcsup.places import Places
 from arcsup.vm.disks import resolve_image
-from arcsup.vm.image_changes import check_committable, commit_image
+from arcsup.vm.image_changes import check_committable, commit_image, find_base
 from arcsup.vm.image_files import sync_folder
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.qemu_img import change_image
@@ -94,7 +94,7 @@ async def settle_overlays(vm: ManagedVm, workshop: Workshop) -> dict[str, object
         if not path.exists():
             continue
         try:
-            await _save(vm, workshop, disk, path)
+            await _save(vm, workshop, disk, overlay)
         except ArcsupError as error:
             spare = await trio.to_thread.run_sync(_put_aside, vm.name, path, workshop.places)
             why = f"{error.message}; what it wrote is in {spare}"
@@ -105,7 +105,10 @@ async def settle_overlays(vm: ManagedVm, workshop: Workshop) -> dict[str, object
     return changes
 
 
-async def _save(vm: ManagedVm, workshop: Workshop, disk: Disk, overlay: Path) -> None:
+async def _save(vm: ManagedVm, workshop: Workshop, disk: Disk, overlay: Disk) -> None:
+    expected = Path(overlay.base or "").resolve()
+    if await find_base(Path(overlay.path)) != expected:
+        raise Refused(f"{overlay.path} builds upon another image than {expected}")
     shown = -1
 
     def show(percent: float) -> None:
@@ -116,7 +119,8 @@ async def _save(vm: ManagedVm, workshop: Workshop, disk: Disk, overlay: Path) ->
             workshop.changed()
 
     show(0.0)
-    base = await commit_image(overlay, show)
+    # What the base itself builds upon was so before this run, which could only read it.
+    base = await commit_image(Path(overlay.path), show, trusted=lambda _: True)
     workshop.tell(vm.name, "saved", f"what it wrote is in {base} now")
 
 

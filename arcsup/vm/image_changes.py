@@ -6,6 +6,7 @@ a hidden part beside its place that the next attempt removes. What qemu-img chan
 """
 
 import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
@@ -23,13 +24,24 @@ from arcsup.vm.qemu_img import (
     observe_image,
 )
 
+LONGEST_CHAIN = 32
+"""Images that may build upon one another; a header may also name its own image."""
 
-async def clone_image(source: Path, target: Path, report: Report, *, linked: bool = False) -> None:
+Trusted = Callable[[Path], bool]
+"""Tells whether an image may build upon a file. A program that broke out of a guest can write any
+name into the header of its disk; whoever follows it as root reads, or replaces, that file."""
+
+
+async def clone_image(
+    source: Path, target: Path, report: Report, trusted: Trusted, *, linked: bool = False
+) -> None:
     """Make an image like another: a full copy, or with ``linked`` an overlay of it.
 
-    Raises Refused when the target is there or somebody writes to the source, Terminal, Transient.
+    Raises Refused when the target is there, somebody writes to the source, or it builds upon what
+    is not ``trusted``; Terminal, Transient.
     """
     image = await observe_image(source)
+    await _check_chain(image, trusted)
     _refuse_existing(target)
     target_format = "qcow2" if linked else _format_of(image)
     with part_of(target) as part:
@@ -45,16 +57,18 @@ async def clone_image(source: Path, target: Path, report: Report, *, linked: boo
             _refuse_existing(target)
 
 
-async def commit_image(overlay: Path, report: Report) -> Path:
+async def commit_image(overlay: Path, report: Report, trusted: Trusted) -> Path:
     """Make what a guest sees of an overlay the content of its base; return the base.
 
     The base becomes a new file that needs no other, the overlay is empty afterwards. An end in
     between leaves the old base, or the new one under an overlay that adds nothing to it.
-    Raises Refused when somebody uses one of them or they have snapshots, Terminal, Transient.
+    Raises Refused when somebody uses one of them, they have snapshots, or the overlay builds upon
+    what is not ``trusted``; Terminal, Transient.
     """
     image = await observe_image(overlay.resolve())
     if image.base is None:
         raise Refused(f"{overlay} is no overlay: there is no base to commit to")
+    await _check_chain(image, trusted)
     _refuse_snapshots(image)
     base = await check_committable(image.base)
     async with AsyncExitStack() as held:
@@ -69,6 +83,26 @@ async def commit_image(overlay: Path, report: Report) -> Path:
             await change_image(Path(part.name), *empty)
             await trio.to_thread.run_sync(replace, part, image.path)
     return base.path
+
+
+async def _check_chain(image: Image, trusted: Trusted) -> None:
+    for _ in range(LONGEST_CHAIN):
+        if image.base is None:
+            return
+        base = image.base.resolve()
+        if not trusted(base):
+            raise Refused(
+                f"{image.path} builds upon {image.base}, which no VM file names",
+                "if that is meant, say it with `base:` in the VM file",
+            )
+        image = await observe_image(base)
+    raise Refused(f"{image.path} builds upon more than {LONGEST_CHAIN} images")
+
+
+async def find_base(overlay: Path) -> Path | None:
+    """Return the real path of what an image says that it builds upon. Terminal, Transient."""
+    base = (await observe_image(overlay)).base
+    return None if base is None else base.resolve()
 
 
 async def check_committable(base: Path) -> Image:

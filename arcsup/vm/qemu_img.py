@@ -90,6 +90,8 @@ def find_format(path: Path) -> str:
 
 
 def _parse_info(path: Path, probed: str, info: dict[str, Any]) -> Image:
+    if "data-file" in info.get("format-specific", {}).get("data", {}):
+        raise Terminal(f"{path} keeps its data in another file", "convert it with qemu-img")
     base = info.get("full-backing-filename") or info.get("backing-filename")
     return Image(
         path=path,

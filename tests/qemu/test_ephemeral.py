@@ -1,6 +1,10 @@
 """Disks whose writes last one run, and the decision to keep them."""
 
+import os
+import signal
+import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,6 +41,14 @@ def system(daemon: Daemon) -> Path:
 def overlays(daemon: Daemon) -> list[str]:
     folder = daemon.state / "images" / ".ephemeral"
     return sorted(str(path.relative_to(folder)) for path in folder.glob("*/*"))
+
+
+@contextmanager
+def suspended(pid: int) -> Iterator[None]:
+    """Keep a process from running for the length of the block."""
+    os.kill(pid, signal.SIGSTOP)
+    yield
+    os.kill(pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("verb", ["stop", "kill"])
@@ -123,6 +135,26 @@ def test_nothing_to_save_is_said(daemon: Daemon) -> None:
     daemon.arcsup("kill", "plain")
     with_snapshot = daemon.arcsup("image", "snapshot", "system.qcow2", "one")
     assert (with_snapshot.returncode, "in use by process" in with_snapshot.stderr) == (6, True)
+
+
+def test_an_overlay_that_names_another_base_by_now_is_not_saved(daemon: Daemon) -> None:
+    """Who broke out of a guest can write any name into the header, and the daemon may be root."""
+    run(daemon, "web")
+    secret = daemon.top / "secret"
+    secret.write_bytes(b"secret" * 1000)
+    overlay = daemon.state / "images" / ".ephemeral" / "web" / "disk0.qcow2"
+    argv = ["qemu-img", "rebase", "-u", "-U", "-f", "qcow2", "-F", "raw", "-b", str(secret)]
+    with suspended(daemon.pid_of("web")):
+        forged = overlay.with_name("forged")
+        forged.write_bytes(overlay.read_bytes())
+        subprocess.run([*argv, str(forged)], check=True)
+        overlay.write_bytes(forged.read_bytes())
+
+    stopped = daemon.arcsup("stop", "web", "--save")
+
+    assert (stopped.returncode, "builds upon another image" in stopped.stderr) == (1, True)
+    assert secret.read_bytes() == b"secret" * 1000
+    assert holds(system(daemon), 0)
 
 
 def test_what_cannot_be_saved_is_put_beside(daemon: Daemon) -> None:
