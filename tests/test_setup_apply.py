@@ -30,6 +30,7 @@ from tests.host_programs import (
 from tests.host_tree import RELEASE, create_host, host_of, read_tree, write
 
 PROGRAM = Path("/opt/arcsup/bin/arcsup")
+PLACES = ("var/lib/arcsup", "var/lib/arcsup/images", "etc/arcsup/vms")
 JOURNAL = "var/lib/arcsup/setup.json"
 
 FIRST_NOTED = 1
@@ -261,6 +262,25 @@ def test_a_directory_that_others_can_write_is_closed_and_opened_again(root: Path
     assert (root / "etc/arcsup/vms").stat().st_mode & 0o777 == 0o777
 
 
+def test_qemus_user_can_pass_to_images_but_not_into_what_an_administrator_closed(
+    root: Path,
+) -> None:
+    for place, mode in (("var/lib/arcsup/images", 0o700), ("etc/arcsup/vms", 0o700)):
+        (root / place).mkdir(parents=True)
+        (root / place).chmod(mode)
+
+    apply(root)
+
+    modes = {place: (root / place).stat().st_mode & 0o777 for place in PLACES}
+    assert modes == {
+        "var/lib/arcsup": 0o755,
+        "var/lib/arcsup/images": 0o711,
+        "etc/arcsup/vms": 0o700,
+    }
+    undo(root)
+    assert (root / "var/lib/arcsup/images").stat().st_mode & 0o777 == 0o700
+
+
 def test_a_directory_whose_mode_was_changed_since_is_left(root: Path) -> None:
     (root / "etc/arcsup/vms").mkdir(parents=True)
     (root / "etc/arcsup/vms").chmod(0o777)
@@ -396,6 +416,6 @@ def test_the_plan_reads_as_what_will_happen(root: Path) -> None:
     add_grub(root)
     words = [str(action) for action in plan_setup(host_of(root), PROGRAM).actions]
 
-    assert words[0] == f"make {root}/var/lib/arcsup (mode 750)"
+    assert words[0] == f"make {root}/var/lib/arcsup (mode 711)"
     assert f"write {root}/etc/default/grub.d/arcsup.cfg, then run update-grub" in words
     assert words[-1] == "run systemctl enable --now arcsup.service"

@@ -37,7 +37,7 @@ def test_without_apply_the_plan_is_shown_and_nothing_done(
     result = cli("setup", "--root", str(root))
 
     assert result.code == 0
-    assert result.out.splitlines()[0] == f"  1. make {root}/var/lib/arcsup (mode 750)"
+    assert result.out.splitlines()[0] == f"  1. make {root}/var/lib/arcsup (mode 711)"
     assert "install with apt-get: qemu-system-x86 qemu-utils ovmf swtpm" in result.out
     assert "arcsup setup --apply" in result.err
     assert read_tree(root) == before
@@ -66,7 +66,7 @@ def test_undo_tells_what_it_takes_back_and_what_it_keeps(cli: Cli, root: Path) -
 
     assert result.code == 0
     assert f"setup: undo: write {root}/etc/arcsup/arcsup.yaml\n" in result.err
-    assert f"kept: make {root}/var/lib/arcsup/images (mode 750): it is not empty\n" in result.out
+    assert f"kept: make {root}/var/lib/arcsup/images (mode 711): it is not empty\n" in result.out
     # The lock's file lies where the next boot begins without it.
     assert set(read_tree(root)) - set(before) - {"run/arcsup-setup.lock"} == {
         *("var/lib/arcsup", "var/lib/arcsup/images", "var/lib/arcsup/images/disk"),

@@ -42,6 +42,7 @@ USER_UNITS = ("/etc", "/usr/local/lib", "/usr/local/share", "/usr/lib", "/usr/sh
 """Where systemd looks for units (systemd.unit(5)); each is followed by systemd/system or user."""
 
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+OTHERS_PASS = stat.S_IXGRP | stat.S_IXOTH
 
 
 def plan_setup(host: Host, program: Path, choices: Choices | None = None) -> SetupPlan:
@@ -70,7 +71,10 @@ def _plan_directories(host: Host) -> SetupPlan:
     """The runtime directory is not among them: it goes with every reboot, the daemon makes it."""
     places = host.places
     actions: list[CreateDirectory | SecureDirectory] = []
-    wanted = {places.state: 0o750, places.images: 0o750, places.vms: 0o755, places.log: 0o750}
+    # QEMU's user passes through to the images that it is to use, and can list nothing.
+    needed = OTHERS_PASS if places.system else 0
+    state = 0o700 | needed if places.system else 0o750
+    wanted = {places.state: state, places.images: state, places.vms: 0o755, places.log: 0o750}
     for folder, mode in wanted.items():
         if not folder.is_dir():
             planned = {action.path for action in actions}
@@ -80,8 +84,10 @@ def _plan_directories(host: Host) -> SetupPlan:
             continue
         status = folder.stat()
         before = stat.S_IMODE(status.st_mode)
-        if status.st_uid != host.uid or before & OTHERS_WRITE:
-            after = before & ~OTHERS_WRITE
+        after = before & ~OTHERS_WRITE
+        if folder in {places.state, places.images}:
+            after |= needed
+        if status.st_uid != host.uid or before != after:
             actions.append(SecureDirectory(str(folder), host.uid, after, status.st_uid, before))
     return SetupPlan(tuple(actions))
 
