@@ -24,7 +24,8 @@ def test_every_verb_has_a_page_with_its_summary_and_example(pages: dict[str, Pat
     assert {f"arcsup-{name}.1" for name in names} | {"arcsup.1"} <= set(pages)
     assert "arcsup-gpu-list.1" in pages
     listed = pages["arcsup.1"].read_text()
-    assert all(f".BR arcsup\\-{name} (1)" in listed for name in names)
+    escaped = [f"arcsup-{name}".replace("-", r"\-") for name in names]
+    assert all(f".BR {name} (1)" in listed for name in escaped)
     stop = pages["arcsup-stop.1"].read_text()
     assert ".SH EXAMPLE\n" in stop
     assert "\\-\\-timeout" in stop
