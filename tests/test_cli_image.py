@@ -182,6 +182,14 @@ def test_a_clone_has_all_in_itself(store: Store) -> None:
     assert (store.images / "copy.qcow2").stat().st_mode & 0o777 == 0o640
 
 
+def test_a_clone_into_a_folder_makes_it_among_the_images_only(store: Store) -> None:
+    store.make("a.qcow2")
+
+    assert store("clone", "a.qcow2", "sub/b.qcow2").code == 0
+    refused = store("clone", "a.qcow2", str(store.top / "none" / "b.qcow2"))
+    assert (refused.code, "no such file or directory" in refused.err) == (1, True)
+
+
 def test_a_linked_clone_keeps_only_what_is_written_to_it(store: Store) -> None:
     store.make("base.qcow2")
     store.write("base.qcow2", 1)

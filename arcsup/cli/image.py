@@ -143,6 +143,8 @@ def clone(
     path = _find(users, source)
     _refuse_running(users, path, disk_only=True)
     new = users.resolve(target)
+    if new.is_relative_to(users.resolve(".")):
+        new.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with showing_progress(f"copying {source}") as report:
         trusted = users.trust_beside(path)
         _work(lambda: clone_image(path, new, report, trusted, linked=linked))

@@ -13,7 +13,7 @@ from pathlib import Path
 import trio
 
 from arcsup.errors import NotPermitted, Refused, Terminal
-from arcsup.vm.image_files import part_of, publish, replace
+from arcsup.vm.image_files import part_of, publish, replace, telling
 from arcsup.vm.image_lock import hold_image
 from arcsup.vm.qemu_img import (
     Image,
@@ -44,7 +44,7 @@ async def clone_image(
     await _check_chain(image, trusted)
     _refuse_existing(target)
     target_format = "qcow2" if linked else _format_of(image)
-    with part_of(target) as part:
+    with telling(target), part_of(target) as part:
         if linked:
             overlay = ("create", "-q", "-f", "qcow2", "-b", str(source), "-F", _format_of(image))
             await change_image(Path(part.name), *overlay)
@@ -74,11 +74,11 @@ async def commit_image(overlay: Path, report: Report, trusted: Trusted) -> Path:
     async with AsyncExitStack() as held:
         for path in (image.path, base.path):
             await held.enter_async_context(hold_image(path))
-        with part_of(base.path) as part:
+        with telling(base.path), part_of(base.path) as part:
             await _check_space(image, base.path.parent, _format_of(base))
             await copy_image(image, part.name, _format_of(base), report, locked=True)
             await trio.to_thread.run_sync(replace, part, base.path)
-        with part_of(image.path) as part:
+        with telling(image.path), part_of(image.path) as part:
             empty = ("create", "-q", "-f", "qcow2", "-b", str(image.base), "-F", _format_of(base))
             await change_image(Path(part.name), *empty)
             await trio.to_thread.run_sync(replace, part, image.path)

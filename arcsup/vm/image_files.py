@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from arcsup.errors import NotPermitted, Terminal
+
 QCOW2_MAGIC = b"QFI\xfb"
 ISO_MAGIC, ISO_OFFSET = b"CD001", 16 * 2048 + 1
 
@@ -25,6 +27,18 @@ def has_iso_magic(image: IO[bytes]) -> bool:
     """Tell whether an open image is a CD-ROM's, by its first volume descriptor."""
     image.seek(ISO_OFFSET)
     return image.read(len(ISO_MAGIC)) == ISO_MAGIC
+
+
+@contextmanager
+def telling(path: Path) -> Iterator[None]:
+    """Turn what the system refuses in the block into NotPermitted or Terminal."""
+    try:
+        yield
+    except PermissionError as error:
+        raise NotPermitted(f"{error.filename or path}: you may not write there") from error
+    except OSError as error:
+        why = (error.strerror or str(error)).lower()
+        raise Terminal(f"{error.filename or path}: {why}", "check its folder") from error
 
 
 @contextmanager

@@ -42,15 +42,25 @@ async def hold_image(path: Path) -> AsyncIterator[None]:
     except OSError as error:
         raise Terminal(f"{path}: {(error.strerror or str(error)).lower()}") from error
     try:
-        # As QEMU does: lock first, then look. Of two who do so at once at least one gives up.
-        for byte in (WRITES, ALONE):
-            _lock(descriptor, byte)
-        if any(_is_locked_by_another(descriptor, byte) for byte in (WRITES, ALONE)):
+        if not _acquire(descriptor, path):
             raise in_use(path)
         yield
         await _outlast_openers(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def _acquire(descriptor: int, path: Path) -> bool:
+    """Take the lock; tell whether nobody else has one. Raises Terminal where there are no locks."""
+    try:
+        # As QEMU does: lock first, then look. Of two who do so at once at least one gives up.
+        for byte in (WRITES, ALONE):
+            _lock(descriptor, byte)
+        return not any(_is_locked_by_another(descriptor, byte) for byte in (WRITES, ALONE))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise Terminal(f"{path}: its file system has no locks: {error.strerror}") from error
 
 
 async def _outlast_openers(descriptor: int, path: Path) -> None:
