@@ -15,11 +15,11 @@ function Find-Installer([string] $Pattern) {
 }
 
 # Runs a program to its end; 3010 and 1641 are Windows Installer's words for "restart needed".
-function Invoke-Program([string] $Path, [string[]] $Arguments) {
+function Invoke-Program([string] $Path, [string[]] $Arguments, [int[]] $Fine = @(0)) {
     $process = Start-Process -FilePath $Path -ArgumentList $Arguments -Wait -PassThru
     if ($process.ExitCode -in 3010, 1641) {
         $script:restart = $true
-    } elseif ($process.ExitCode -ne 0) {
+    } elseif ($process.ExitCode -notin $Fine) {
         throw "$Path ended with $($process.ExitCode)"
     }
 }
@@ -50,7 +50,8 @@ Invoke-Step 'IVSHMEM driver' {
     $inf = Find-Installer 'ivshmem\ivshmem.inf'
     if ($inf) {
         # /install puts it on every device that it is for: Looking Glass's and Scream's.
-        Invoke-Program 'pnputil.exe' @('/add-driver', "`"$($inf.FullName)`"", '/install')
+        # 259: every such device has this driver already, or there is none now.
+        Invoke-Program 'pnputil.exe' @('/add-driver', "`"$($inf.FullName)`"", '/install') @(0, 259)
     } else {
         Write-Output '   not on this medium; Looking Glass since B6 brings it along'
     }
@@ -99,7 +100,7 @@ Invoke-Step 'Scream' {
         New-Item -Path $key -Force | Out-Null
         New-ItemProperty -Path $key -Name 'UseIVSHMEM' -PropertyType DWord -Value 2 -Force | Out-Null
         Approve-Publisher (Join-Path $inf.DirectoryName 'scream.cat')
-        if (-not (Get-PnpDevice -InstanceId 'ROOT\MEDIA\*' -ErrorAction SilentlyContinue | Where-Object { $_.HardwareID -contains '*Scream' })) {
+        if (-not (Get-PnpDevice -Class 'MEDIA' -ErrorAction SilentlyContinue | Where-Object { $_.HardwareID -contains '*Scream' })) {
             Invoke-Program $devcon.FullName @('install', "`"$($inf.FullName)`"", '*Scream')
         }
     } else {
@@ -109,10 +110,11 @@ Invoke-Step 'Scream' {
 
 Invoke-Step 'Power saving off' {
     # A guest that sleeps looks like one that hangs, and nobody can press its power button.
-    foreach ($what in 'standby', 'hibernate', 'monitor', 'disk') {
+    foreach ($what in 'standby', 'monitor', 'disk') {
         Invoke-Program 'powercfg.exe' @('/change', "$what-timeout-ac", '0')
     }
-    Invoke-Program 'powercfg.exe' @('/hibernate', 'off')
+    # 1: the machine cannot hibernate anyway.
+    Invoke-Program 'powercfg.exe' @('/hibernate', 'off') @(0, 1)
 }
 
 if ($failed) {
