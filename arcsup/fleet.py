@@ -301,6 +301,7 @@ class Fleet:
             awaits=self._find_awaited(vm, strays) if vm.phase is Phase.DOWN else "",
             holds_devices=any(not owned.adopted for owned in vm.record.slices),
             hoards=vm.phase is Phase.DOWN and self.allocation.is_hoarding(vm),
+            left_over=any(owned.left_over for owned in vm.record.slices),
             releasing=vm.releasing,
         )
 

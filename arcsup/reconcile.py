@@ -140,7 +140,9 @@ class Reconciler:
             allocation.busy = dict(self.keeper.busy)
             allocation.uniform = frozenset(self.keeper.uniform)
         self._stop_those_that_lost_a_device()
-        allocation.assign(vms, view.up)
+        # Not for those that were up before the look, which took its time: a VM that was asked for
+        # meanwhile would start with nothing chosen for it, without its GPU.
+        allocation.assign(vms, self.fleet.look().up)
         return self.fleet.look()
 
     def _users(self) -> dict[str, str]:

@@ -98,6 +98,9 @@ class SimKernel:
 
     async def remove(self, owned: OwnedSlice, _sysfs: Sysfs) -> None:
         self.point()
+        found = self.find(owned.id)
+        if found and (found[1].parent, found[1].kind.id) != (owned.parent, owned.type):
+            raise Refused(f"{owned.id} is another device")
         assert owned.id not in self.foreign, f"touched {owned.id}, which is somebody else's"
         assert self.holders.get(owned.id, 0) == 0, f"took {owned.id} from under a running VM"
         if owned.id in self.holders:

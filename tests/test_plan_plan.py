@@ -280,6 +280,16 @@ def test_devices_are_given_back_only_by_a_vm_that_is_down_and_stays_down(
             assert not verdict.up or (it.hoards and verdict.blocked)
 
 
+def test_what_a_vm_went_on_without_is_given_back_while_it_runs() -> None:
+    wanted = {A: Wanted(vm(A))}
+    running = Seen(Phase.RUNNING, holds_devices=True, left_over=True)
+
+    (action,) = plan(wanted, {A: running}, ROOMY, NOW)
+
+    assert isinstance(action, ReleaseDevices)
+    assert plan(wanted, {A: evolve(running, releasing=True)}, ROOMY, NOW) == ()
+
+
 def test_a_vm_that_lacks_a_device_keeps_no_other_from_those_who_wait() -> None:
     wanted = {A: Wanted(vm(A))}
     lacking = Seen(holds_devices=True, hoards=True, awaits="gpus[1]: the host has no GPU")

@@ -6,6 +6,7 @@
 import os
 import tempfile
 from pathlib import Path
+from unittest.mock import patch
 from uuid import UUID
 
 from hypothesis import HealthCheck, settings
@@ -18,17 +19,17 @@ from hypothesis.stateful import (
     rule,
 )
 
-from arcsup.devices import CapacityRule
+from arcsup.devices import CapacityRule, Inventory
 from arcsup.model import VmName
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import Intent, judge, plan
-from tests.sim_daemon import Clock, Disk, SimDaemon
+from tests.sim_daemon import BOOT, Clock, Disk, SimDaemon
 from tests.sim_kernel import DaemonKilled, SimKernel
 from tests.slow_driver import Kind, Made, SlowDriver
 
-RUNS = 40 * int(os.environ.get("ARCSUP_SOAK", "1"))
-STEPS = 50
+RUNS = 25 * int(os.environ.get("ARCSUP_SOAK", "1"))
+STEPS = 100
 
 PASSES = 60
 """Passes within which all must be as it is wanted; some slices are quarantined and freed again."""
@@ -37,6 +38,8 @@ CARDS = ("0000:41:00.0", "0000:61:00.0", "mbochs")
 NAMES = tuple(VmName(f"vm{number}") for number in range(5))
 REQUESTS = (
     "{}",
+    "{maxVRam: 1GiB}",
+    "{maxVRam: 1GiB}",
     "{minVRam: 2GiB}",
     "{maxVRam: 1GiB}",
     "{mdevType: nvidia-2}",
@@ -84,10 +87,15 @@ class Host(RuleBasedStateMachine):
         self.written = 0
         self.strangers = 0
 
-    @initialize(plugged=st.sets(st.sampled_from(CARDS)))
-    def begin(self, plugged: set[str]) -> None:
-        self.kernel.plugged = plugged
+    @initialize(
+        pulled=st.sets(st.sampled_from(CARDS), max_size=2),
+        requests=st.lists(st.sampled_from(REQUESTS), min_size=2, max_size=len(NAMES)),
+    )
+    def begin(self, pulled: set[str], requests: list[str]) -> None:
+        self.kernel.plugged = set(CARDS) - pulled
         self.start()
+        for name, request in zip(NAMES, requests, strict=False):
+            self.write_a_file(name, [request], "")
 
     # --- the daemon -------------------------------------------------------------------------
 
@@ -115,20 +123,36 @@ class Host(RuleBasedStateMachine):
         self.clock.now += seconds
         self.let_work()
 
+    @precondition(lambda self: self.daemon is not None)
     @rule(points=st.integers(0, 12))
     def the_daemon_is_about_to_die(self, points: int) -> None:
         self.kernel.points_left = points
 
+    @precondition(lambda self: self.daemon is not None)
     @rule()
     def the_daemon_is_killed(self) -> None:
         self.daemon = None
 
+    # Twice, because a host without a daemon is a dull one.
+
     @precondition(lambda self: self.daemon is None)
-    @rule(points=st.none() | st.integers(0, 6))
-    def the_daemon_is_started(self, points: int | None) -> None:
+    @rule(points=st.integers(0, 6))
+    def the_daemon_is_started_and_dies_soon(self, points: int) -> None:
         self.kernel.points_left = points
         self.start()
         self.let_work()
+
+    @precondition(lambda self: self.daemon is None)
+    @rule()
+    def the_daemon_is_started(self) -> None:
+        self.kernel.points_left = None
+        self.start()
+        self.let_work()
+
+    @precondition(lambda self: self.daemon is None)
+    @rule()
+    def the_daemon_is_started_too(self) -> None:
+        self.the_daemon_is_started()
 
     # --- files and operators ----------------------------------------------------------------
 
@@ -265,6 +289,7 @@ class Host(RuleBasedStateMachine):
         assert {qemu.vm for qemu in self.kernel.qemus.values()} == running
         used = {name for qemu in self.kernel.qemus.values() for name in qemu.slices}
         assert self.kernel.ids() == used | self.kernel.foreign
+        assert not self.kernel.going, "a VM runs on with a device that was pulled"
         # A VM that waits remembers where it was, until it gets something else.
         for name, record in self.disk.kept.items():
             for owned in record.slices:
@@ -296,7 +321,7 @@ TestThatWhateverHappensAllBecomesAsItIsWanted.settings = settings(
 
 def test_a_vm_that_lacks_one_device_gives_back_the_other() -> None:
     host = Host()
-    host.begin({CARDS[0]})
+    host.begin({CARDS[1], CARDS[2]}, [])
     host.write_a_file(NAMES[0], ["{maxVRam: 1GiB}"], "")
     assert len(host.kernel.ids()) == 1
     host.write_a_file(NAMES[0], ["{maxVRam: 1GiB}", "{mdevType: nope}"], "")
@@ -308,7 +333,7 @@ def test_a_vm_that_lacks_one_device_gives_back_the_other() -> None:
 
 def test_a_vms_own_slice_is_not_in_the_way_of_another_size() -> None:
     host = Host()
-    host.begin({CARDS[0]})
+    host.begin({CARDS[1], CARDS[2]}, [])
     host.write_a_file(NAMES[0], ["{maxVRam: 1GiB}"], "")
     # On a card of one size at a time.
     host.write_a_file(NAMES[0], ["{minVRam: 2GiB}"], "")
@@ -317,4 +342,25 @@ def test_a_vms_own_slice_is_not_in_the_way_of_another_size() -> None:
         host.time_goes_by(1.0)
     (qemu,) = host.kernel.qemus.values()
     assert host.kernel.ids() == set(qemu.slices)
+    host.teardown()
+
+
+def test_a_vm_that_is_asked_for_while_the_devices_are_looked_at_gets_its_own() -> None:
+    host = Host()
+    host.begin(set(), [])
+    host.write_a_file(NAMES[0], ["{}"], "autostart: false\n")
+    assert host.daemon is not None
+    daemon, look = host.daemon, host.daemon.fleet.allocation.look
+    observe = look.observe
+
+    async def observe_slowly() -> Inventory:
+        vm = daemon.fleet.vms[NAMES[0]]
+        await vm.save(daemon.fleet.workshop, intent=Intent.RUN, intent_boot=BOOT)
+        return await observe()
+
+    with patch.object(look, "observe", observe_slowly):
+        host.let_work()
+
+    (qemu,) = host.kernel.qemus.values()
+    assert len(qemu.slices) == 1
     host.teardown()

@@ -5,10 +5,10 @@ is gone, change what runs, start what can start. Nothing here remembers anything
 change the daemon observes and plans again.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from arcsup.model import MiB, State, Vm, VmName
 from arcsup.plan.lifecycle import Phase
@@ -53,6 +53,7 @@ class Seen:
     ``dying`` that it is under way. ``differs`` lists the keys in which the file's version differs
     from what runs; ``awaits`` names a device or a VM that it waits for; ``retry_at`` is when a
     crashed VM may be tried again. ``hoards``: it lacks a device, and has others that are there.
+    ``left_over``: it has a device that it went on without.
     """
 
     phase: Phase = Phase.DOWN
@@ -64,6 +65,7 @@ class Seen:
     awaits: str = ""
     holds_devices: bool = False
     hoards: bool = False
+    left_over: bool = False
     releasing: bool = False
 
 
@@ -139,13 +141,20 @@ def plan(
 
     A name in ``seen`` that nobody wants any more is stopped, then forgotten.
     """
+    stops = tuple(_stops(wanted, seen))
     return (
-        *_stops(wanted, seen),
+        *stops,
         *_releases(wanted, seen, host, now),
         *_forgets(wanted, seen),
         *_changes(wanted, seen),
-        *_starts(wanted, seen, host, now),
+        *_starts(wanted, _without(seen, stops), host, now),
     )
+
+
+def _without(seen: Mapping[VmName, Seen], stops: Iterable[StopVm]) -> dict[VmName, Seen]:
+    """Return what is seen once the stops have begun: who is stopped is no longer starting."""
+    begun = {it.name: evolve(seen[it.name], phase=Phase.STOPPING) for it in stops}
+    return {**seen, **begun}
 
 
 def _stops(wanted: Mapping[VmName, Wanted], seen: Mapping[VmName, Seen]) -> Iterator[StopVm]:
@@ -174,9 +183,11 @@ def _releases(
     now: float,
 ) -> Iterator[ReleaseDevices]:
     for name, it in sorted(seen.items()):
-        if name not in wanted or it.phase is not Phase.DOWN:
+        if name not in wanted or it.releasing:
             continue
-        if it.releasing:
+        if it.phase is not Phase.DOWN:
+            if it.left_over and it.phase in (Phase.RUNNING, Phase.PAUSED):
+                yield ReleaseDevices(name, "it runs with another, and this one is left over")
             continue
         verdict = judge(name, wanted, seen, host, now)
         if it.holds_devices and not verdict.up:

@@ -16,6 +16,7 @@ from arcsup.host.sysfs import Sysfs
 from arcsup.host.writer import comes_true
 from arcsup.model import GpuRequest, Vm
 from arcsup.plan.assignment import VmRequests, slots_of
+from arcsup.plan.lifecycle import Phase
 from arcsup.vm.commandline import SliceDevice
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.options import FUNCTIONS_PER_SLOT
@@ -97,15 +98,19 @@ async def _guard(
 
 
 async def release_slices(vm: ManagedVm, workshop: Workshop) -> bool:
-    """Give back every slice of a VM that is down; tell what does not come back.
+    """Give back every slice of a VM that is down, of one that is up what is left over.
 
-    Returns whether all are back. What is left stays in the record and is tried again.
+    Tells what does not come back; that stays in the record and is tried again. Returns whether all
+    are back.
     """
-    for owned in vm.record.slices:
-        if await _give_back(vm, workshop, owned):
+    is_down = vm.phase is Phase.DOWN
+    wanted_back = [owned for owned in vm.record.slices if is_down or owned.left_over]
+    for owned in wanted_back:
+        # Meanwhile the operator may have let it go; then it is nobody's.
+        if owned in vm.record.slices and await _give_back(vm, workshop, owned):
             left = tuple(other for other in vm.record.slices if other is not owned)
             await vm.save(workshop, slices=left)
-    if vm.record.slices:
+    if any(owned in vm.record.slices for owned in wanted_back):
         await trio.sleep(RETRY_SECONDS)
         return False
     vm.conditions.pop("DevicesReturned", None)
