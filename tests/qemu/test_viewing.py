@@ -191,8 +191,9 @@ def test_a_libvfio_file_with_startintro_is_shown_when_it_starts(
     daemon: Daemon, short_dir: Path, free_port: Callable[[], int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = short_dir / "intro.yaml"
-    (short_dir / "kernel").mkdir()
-    file.write_text(INTRO.replace("PORT", str(free_port())).replace("FOLDER", str(short_dir)))
+    images = daemon.state / "images"
+    (images / "kernel").mkdir(parents=True)
+    file.write_text(INTRO.replace("PORT", str(free_port())).replace("FOLDER", str(images)))
     monkeypatch.setenv("PATH", f"{install_client(short_dir)}:{os.environ['PATH']}")
     monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
     monkeypatch.delenv("DISPLAY", raising=False)
