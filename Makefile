@@ -30,6 +30,10 @@ test: setup ## Run the linters and all tests (T="-k name" chooses)
 lint: setup ## Run the linters alone
 	@$(python) -m pytest -q tests/test_linters.py $(T)
 
+.PHONY: fuzz
+fuzz: setup ## Search for a minute for input that the readers of VM files and QMP do not take
+	@ARCSUP_FUZZ_SECONDS=30 $(python) -m pytest -q tests/test_fuzz.py $(T)
+
 .PHONY: bench
 bench: setup ## Measure arcsup beside bare QEMU; writes bench.json
 	@$(python) -m tests.bench

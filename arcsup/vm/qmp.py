@@ -93,10 +93,10 @@ class Qmp:
         """Hand out replies and events until the stream ends, however it ends."""
         try:
             async for line in lines:
-                self._dispatch(Message(line))
+                self._dispatch(_parse(line))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # A reset connection ends the session as EOF does.
-        except (QMPError, UnicodeDecodeError) as error:
+        except QMPError as error:
             logger.warning("ended a QMP session: %s", error)
         finally:
             self._ended = True
@@ -120,6 +120,15 @@ class Qmp:
                 waiting.send_nowait(message)
 
 
+def _parse(line: bytes) -> Message:
+    """Return a message. Raises DeserializationError, or UnexpectedTypeError for no object."""
+    try:
+        return Message(line)
+    except (ValueError, RecursionError) as error:
+        # No text, a number of thousands of digits, or nested deeper than anybody means it.
+        raise DeserializationError(f"it makes no sense: {error}", line[:80]) from error
+
+
 def _as_error(command: Message, reply: Message) -> QMPError:
     try:
         return ExecuteError(ErrorResponse(reply), command, reply)
@@ -136,16 +145,10 @@ async def open_qmp(stream: trio.abc.Stream) -> AsyncIterator[Qmp]:
     qmp = Qmp(stream)
     async with stream, aclosing(_lines(stream)) as lines:
         try:
-            Greeting(Message(await anext(lines)))
+            Greeting(_parse(await anext(lines)))
         except (StopAsyncIteration, trio.BrokenResourceError, OSError) as error:
             raise ConnectError("QEMU closed the monitor before its greeting", error) from error
-        except (
-            KeyError,
-            TypeError,
-            UnicodeDecodeError,
-            DeserializationError,
-            UnexpectedTypeError,
-        ) as error:
+        except (KeyError, TypeError, DeserializationError, UnexpectedTypeError) as error:
             raise ConnectError("the other side of the socket does not speak QMP", error) from error
         async with alongside(qmp._read, lines):
             try:
