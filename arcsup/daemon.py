@@ -101,6 +101,9 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
         nursery.start_soon(_tell_status, fleet)
         await reconciler.files_read.wait()
         await nursery.start(partial(serve_control, operator, places.socket, group=config.group))
+        if config.monitoring_group is not None:
+            reading = partial(serve_control, read_only=True, group=config.monitoring_group)
+            await nursery.start(reading, operator, places.read_only_socket)
         notify(READY=1)
         logger.info("ready", extra={"VMS": len(fleet.vms), "VM_DIRECTORY": places.vms})
         await _obey_signals(reconciler)

@@ -12,6 +12,9 @@ SOCKET_PATH_LIMIT = 107
 """Longest path a unix socket can be bound to: sun_path is 108 bytes with its NUL (unix(7))."""
 
 
+READ_ONLY_SOCKET = "arcsup-ro.sock"
+
+
 # Not attrs: client verbs need the socket's place, and importing attrs takes them 15 ms more.
 @dataclass(frozen=True, slots=True)
 class Places:
@@ -55,6 +58,11 @@ class Places:
     def socket(self) -> Path:
         """The control socket."""
         return self.run / "arcsup.sock"
+
+    @property
+    def read_only_socket(self) -> Path:
+        """The socket for monitoring, on which nothing can be changed."""
+        return self.run / READ_ONLY_SOCKET
 
     @property
     def images(self) -> Path:

@@ -4,13 +4,16 @@ import socket
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from arcsup.control.app import Control
+from arcsup.control.client import Client
 from arcsup.control.server import create_listener, serve_control
-from arcsup.errors import Refused, Terminal
+from arcsup.errors import NotPermitted, Refused, Terminal
 from arcsup.model import State, VmStatus
 from tests.fake_supervisor import FakeSupervisor, make_event, make_status, serve_control_with_status
 
@@ -190,3 +193,19 @@ async def test_half_a_request_does_no_harm(tmp_path: Path) -> None:
             await stream.send_all(half)
             await stream.aclose()
         assert (await ask(path, GET_VMS)).startswith(b"HTTP/1.1 200")
+
+
+async def test_on_the_socket_for_reading_nothing_can_be_changed(tmp_path: Path) -> None:
+    path, supervisor = tmp_path / "arcsup-ro.sock", FakeSupervisor()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_control, read_only=True), supervisor, path)
+        client = Client(path)
+        assert await trio.to_thread.run_sync(client.get, "/v1/vms") == []
+        for operation in Control(supervisor, trio.Event()).operations():
+            if operation.method == "GET":
+                continue
+            target = operation.path.replace("{name}", "web")
+            with pytest.raises(NotPermitted, match="for reading only"):
+                await trio.to_thread.run_sync(client.post, target, {})
+        assert supervisor.calls == []
+        nursery.cancel_scope.cancel()

@@ -29,7 +29,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "vmDir: /srv/vms\nruntimeDir: /run/x\nstateDir: /srv/state\nlogDir: /srv/log\n"
         "sysfsRoot: /tmp/sys\ngroup: kvm\nviewer: desktop\nonExit: stop\n"
         "resync: 5s\nlogLevel: debug\nstartLimit: 4\nplacement: spread\n"
-        "user: qemu\nisolation: per-vm\nimageDirs: [/srv/iso]\n"
+        "monitoringGroup: adm\nuser: qemu\nisolation: per-vm\nimageDirs: [/srv/iso]\n"
         "gpus: [{match: 0000:C1:00.0, exclude: true}, {match: '*', vfs: 8, mixedSizes: true}]\n"
     )
 
@@ -47,6 +47,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         4,
         Placement.SPREAD,
         (GpuPolicy("0000:c1:00.0", exclude=True), GpuPolicy("*", vfs=8, mixed_sizes=True)),
+        "adm",
         "qemu",
         Isolation.PER_VM,
         (Path("/srv/iso"),),

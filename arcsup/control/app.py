@@ -43,7 +43,7 @@ from arcsup.control.shapes import (
 from arcsup.control.stream import EventStream
 from arcsup.control.supervisor import Supervisor
 from arcsup.control.views import view_status, view_step, view_vm, view_why
-from arcsup.errors import UsageError
+from arcsup.errors import NotPermitted, UsageError
 from arcsup.model import State
 
 WAIT_DEFAULT = 60.0
@@ -289,14 +289,29 @@ class Control:
         ]
 
 
-def make_app(supervisor: Supervisor, closing: trio.Event) -> Starlette:
-    """Return the ASGI application. ``closing`` set ends streams and waits."""
+def make_app(supervisor: Supervisor, closing: trio.Event, *, read_only: bool = False) -> Starlette:
+    """Return the ASGI application. ``closing`` set ends streams and waits.
+
+    ``read_only`` refuses everything but GET, which changes nothing.
+    """
     operations = Control(supervisor, closing).operations()
     routes = [
-        Route(operation.path, answer_errors(operation.handler), methods=[operation.method])
+        Route(
+            operation.path,
+            answer_errors(
+                _refuse if read_only and operation.method != "GET" else operation.handler
+            ),
+            methods=[operation.method],
+        )
         for operation in operations
     ]
     return Starlette(routes=routes, exception_handlers={HTTPException: _answer_http_exception})
+
+
+async def _refuse(_request: Request) -> Response:
+    raise NotPermitted(
+        "this socket is for reading only", "run as root, or join the control socket's group"
+    )
 
 
 async def _answer_http_exception(request: Request, error: Exception) -> Response:

@@ -26,7 +26,7 @@ from arcsup.errors import (
     Transient,
     UsageError,
 )
-from arcsup.places import SOCKET_PATH_LIMIT, Places
+from arcsup.places import READ_ONLY_SOCKET, SOCKET_PATH_LIMIT, Places
 
 ANSWER_TIMEOUT = 30.0
 """Seconds that the daemon may take to answer, beyond what the request itself asks it to wait."""
@@ -141,7 +141,7 @@ class Client:
             f"Content-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
         )
         try:
-            with self._connect(timeout) as connection, connection.makefile("rb") as answer:
+            with self._connect(method, timeout) as connection, connection.makefile("rb") as answer:
                 connection.sendall(head.encode() + content)
                 status, length = _read_head(answer)
                 if not 200 <= status < 300:
@@ -154,28 +154,39 @@ class Client:
         except ConnectionError:
             raise DaemonUnreachable("the daemon ended before it had answered") from None
 
-    def _connect(self, timeout: float) -> socket.socket:
-        path = os.fspath(self.socket_path)
-        if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
-            raise DaemonUnreachable(
-                f"{path}: longer than {SOCKET_PATH_LIMIT} bytes, no socket can be there"
-            )
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        connection.settimeout(timeout)
+    def _connect(self, method: str, timeout: float) -> socket.socket:
         try:
-            connection.connect(path)
-        except PermissionError:
-            connection.close()
-            raise NotPermitted(
-                f"you may not use {path}", "run as root, or join the group that owns the socket"
-            ) from None
-        except OSError as error:
-            connection.close()
-            raise DaemonUnreachable(
-                f"no daemon at {path}: {(error.strerror or str(error)).lower()}",
-                "start it with `systemctl start arcsup` or `arcsup daemon`; --run names another",
-            ) from None
-        return connection
+            return _connect_to(self.socket_path, timeout)
+        except NotPermitted:
+            # Who may only look may be in the group of the other socket.
+            reading = self.socket_path.with_name(READ_ONLY_SOCKET)
+            if method != "GET" or not os.access(reading, os.R_OK | os.W_OK):
+                raise
+            return _connect_to(reading, timeout)
+
+
+def _connect_to(socket_path: Path, timeout: float) -> socket.socket:
+    path = os.fspath(socket_path)
+    if len(os.fsencode(path)) > SOCKET_PATH_LIMIT:
+        raise DaemonUnreachable(
+            f"{path}: longer than {SOCKET_PATH_LIMIT} bytes, no socket can be there"
+        )
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(timeout)
+    try:
+        connection.connect(path)
+    except PermissionError:
+        connection.close()
+        raise NotPermitted(
+            f"you may not use {path}", "run as root, or join the group that owns the socket"
+        ) from None
+    except OSError as error:
+        connection.close()
+        raise DaemonUnreachable(
+            f"no daemon at {path}: {(error.strerror or str(error)).lower()}",
+            "start it with `systemctl start arcsup` or `arcsup daemon`; --run names another",
+        ) from None
+    return connection
 
 
 def vm_path(name: str, *rest: str) -> str:

@@ -38,10 +38,12 @@ async def serve_control(
     socket_path: Path,
     *,
     group: str | None = None,
+    read_only: bool = False,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the control socket until cancelled; then end within a second and remove it.
 
+    ``read_only`` serves another one, on which nothing can be changed.
     The socket is 0660 and belongs to ``group`` where one is given. A socket that a dead daemon
     left is replaced. Raises Refused when another daemon listens there, Terminal for a group that
     does not exist or a path that cannot be a socket, NotPermitted.
@@ -49,7 +51,7 @@ async def serve_control(
     closing = trio.Event()
     served = trio.Event()
     # Both are ASGI 3; Starlette types its messages as maps, hypercorn as TypedDicts.
-    app = cast("Framework", make_app(supervisor, closing))
+    app = cast("Framework", make_app(supervisor, closing, read_only=read_only))
 
     async def serve_shielded(
         descriptor: int, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED

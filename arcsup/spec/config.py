@@ -65,7 +65,8 @@ class GpuPolicy:
 class Config:
     """The daemon's configuration. A directory that is None has the place's own default.
 
-    ``group`` owns the control socket. ``viewer`` is the user who looks at VMs; None is the daemon's
+    ``group`` owns the control socket, ``monitoring_group`` the one for reading, which there is only
+    with it. ``viewer`` is the user who looks at VMs; None is the daemon's
     own. ``user`` is whom QEMU runs as where the daemon is root; None is the default one.
     ``image_dirs`` are where a VM's files may be beside the images directory. ``start_limit`` is
     how many VMs may be starting at once;
@@ -85,6 +86,7 @@ class Config:
     start_limit: int | None = None
     placement: Placement = Placement.PACK
     gpus: tuple[GpuPolicy, ...] = ()
+    monitoring_group: str | None = None
     user: str | None = None
     isolation: Isolation = Isolation.SHARED
     image_dirs: tuple[Path, ...] = ()
@@ -154,6 +156,11 @@ CONFIG = Struct(
             "group",
             Text("a group's name", pattern=NAME_PATTERN),
             "group that may use the control socket",
+        ),
+        Key(
+            "monitoringGroup",
+            Text("a group's name", pattern=NAME_PATTERN),
+            "group that may use the socket for reading; without it there is none",
         ),
         Key(
             "viewer",

@@ -1,10 +1,12 @@
 """QEMU under a daemon that is root: never root itself, and with nothing but what is its own."""
 
+import grp
 import json
 import os
 import socket
 import stat
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -218,7 +220,8 @@ def test_what_a_vm_may_not_have_is_refused_with_one_line(
     assert Path("/etc/shadow").stat().st_uid == 0
 
 
-AS_NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
+NOBODY = 65534
+AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
 
 
 def try_as_qemu(daemon: Daemon, uid: int, command: str) -> subprocess.CompletedProcess[str]:
@@ -289,3 +292,29 @@ def test_another_local_user_reaches_no_socket_and_no_file(daemon: Daemon) -> Non
             capture_output=True, text=True, check=False, cwd="/",
         )  # fmt: skip
         assert "PermissionError" in tried.stderr, path
+
+
+def test_who_may_only_look_sees_everything_and_changes_nothing(short_dir: Path) -> None:
+    config = short_dir / "arcsup.yaml"
+    group = grp.getgrgid(os.stat("/etc/shadow").st_gid or NOBODY).gr_name
+    config.write_text(f"monitoringGroup: {group}\n")
+    with running_daemon(short_dir, "--config", str(config)) as daemon:
+        daemon.drop("one")
+        daemon.wait_for("one", "running")
+        program = (
+            "import sys; from arcsup.control.client import Client; from pathlib import Path;"
+            "client = Client(Path(sys.argv[1]));"
+            "print(client.get('/v1/vms')[0]['name']); client.post('/v1/vms/one/stop')"
+        )
+        looked = subprocess.run(
+            ["setpriv", f"--reuid={NOBODY}", f"--regid={group}", "--clear-groups", "--",
+             "/usr/bin/python3", "-c", program, str(daemon.run / "arcsup.sock")],
+            capture_output=True, text=True, check=False, cwd="/",
+            env={"PYTHONPATH": os.pathsep.join(sys.path)},
+        )  # fmt: skip
+        if "ModuleNotFoundError" in looked.stderr:
+            pytest.skip("that user may not read this Python")
+
+        assert looked.stdout == "one\n"
+        assert "NotPermitted" in looked.stderr
+        assert daemon.state_of("one") == "running"
