@@ -117,6 +117,26 @@ def test_qemu_prints_what_would_be_run(cli: Cli, vms: Path, tmp_path: Path) -> N
     assert first.startswith(f"mkdir -p -m 700 {tmp_path}/r/a ")
 
 
+def test_the_switches_of_a_run_change_its_command_line(cli: Cli, vms: Path, tmp_path: Path) -> None:
+    gpu = "gpus: [{kind: passthrough, address: 'ff:1f.7'}]\n"
+    (vms / "a.yaml").write_text(GOOD + gpu)
+    places = ["--vms", str(vms), "--state", str(tmp_path / "state"), "--run", str(tmp_path / "r")]
+
+    def print_line(*switches: str) -> str:
+        result = cli("qemu", "a", "-o", "argv", *switches, *places)
+        assert result.code == 0, result.err
+        return result.out
+
+    assert cli("qemu", "a", *places).code == 3
+    plain = print_line("--disable-gpu")
+    safe = print_line("--disable-gpu", "--safe-mode")
+    tools = print_line("--disable-gpu", "--preinstall")
+    assert "unix:" not in plain
+    assert f"unix:{tmp_path}/r/a/display.sock" in safe
+    assert "guest-tools.iso" not in safe
+    assert f"{tmp_path}/state/images/guest-tools.iso" in tools
+
+
 def read_back(command: str) -> list[str]:
     """Return the words that a real shell takes from a command line."""
     done = subprocess.run(
