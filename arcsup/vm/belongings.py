@@ -61,7 +61,9 @@ def open_folders(places: Places, name: VmName, sockets: Sockets, account: Accoun
     """
     state = (places.state, places.images, places.state / "vars", places.state / "tpm")
     overlays = (places.overlays_of(name).parent, places.overlays_of(name))
-    for folder in (*state, *overlays, places.log, places.log_of(name)):
+    # In each of these, files are for one user alone.
+    answers = (places.answers, *places.answers.glob(f"{name}-*"))
+    for folder in (*state, *overlays, *answers, places.log, places.log_of(name)):
         if folder.is_dir():
             status = folder.stat()
             if status.st_uid == 0 and not account.may(status, os.X_OK):
@@ -98,10 +100,11 @@ async def lend_belongings(
     vm: ManagedVm, workshop: Workshop, needs: Needs, account: Account
 ) -> None:
     """Give a VM's user what its QEMU opens by name. Raises Terminal for what it may not have."""
-    wanted = [*_find_images(needs), *_find_own_files(vm, workshop.places, needs)]
+    places = workshop.places
+    wanted = [*_find_images(needs, places), *_find_own_files(vm, places, needs)]
     for log in (CONSOLE_LOG, *([TPM_LOG] if needs.vm.tpm else [])):
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(workshop.places.log_of(vm.name) / log, flags, 0o640))
+        os.close(os.open(places.log_of(vm.name) / log, flags, 0o640))
     await lend_files(vm, workshop, wanted, account)
 
 
@@ -141,20 +144,27 @@ def _loans_known(workshop: Workshop, without: VmName | None = None) -> dict[tupl
     return {loan.identity: loan for record in records for loan in record.loans}
 
 
-def _find_images(needs: Needs) -> Iterator[WantedFile]:
+def _find_images(needs: Needs, places: Places) -> Iterator[WantedFile]:
     vm, resources = needs.vm, needs.resources
     for index, (disk, medium) in enumerate(zip(vm.disks, resources.disks, strict=True)):
         access = Access.READ if disk.readonly else Access.OWN
         is_qcow2 = disk.format is DiskFormat.QCOW2
         yield WantedFile(f"disks[{index}]", medium.path, access, is_qcow2=is_qcow2)
     for index, medium in enumerate(resources.cdroms):
-        yield WantedFile(f"cdroms[{index}]", medium.path, Access.READ)
+        yield _read_only(f"cdroms[{index}]", medium.path, places)
     if vm.boot is not None:
         kernel = resolve_image(vm.boot.kernel, resources.images)
-        yield WantedFile("boot.kernel", kernel, Access.READ)
+        yield _read_only("boot.kernel", kernel, places)
         if vm.boot.initrd is not None:
             initrd = resolve_image(vm.boot.initrd, resources.images)
-            yield WantedFile("boot.initrd", initrd, Access.READ)
+            yield _read_only("boot.initrd", initrd, places)
+
+
+def _read_only(what: str, path: Path, places: Places) -> WantedFile:
+    if path.is_relative_to(places.answers):
+        # Not by the group, as other images are: it may hold a password.
+        return WantedFile(what, path, Access.OWN, own_file=True)
+    return WantedFile(what, path, Access.READ)
 
 
 def _find_own_files(vm: ManagedVm, places: Places, needs: Needs) -> Iterator[WantedFile]:

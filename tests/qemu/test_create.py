@@ -35,7 +35,9 @@ root: {root}
 
 @pytest.fixture
 def daemon(short_dir: Path) -> Iterator[Daemon]:
-    with running_daemon(short_dir) as daemon:
+    config = short_dir / "arcsup.yaml"
+    config.write_text(f"imageDirs: [{short_dir}/arc]\n")
+    with running_daemon(short_dir, "--config", str(config)) as daemon:
         yield daemon
 
 
