@@ -419,6 +419,12 @@ def test_openapi_describes_exactly_what_is_served(asker: Asker) -> None:
     described = {(path, m.upper()) for path, methods in api["paths"].items() for m in methods}
     assert described == served
     assert api["openapi"] == "3.1.0"
+    # A start may go without a body, a file may not.
+    bodies = {
+        path: api["paths"][path]["post"]["requestBody"]["required"]
+        for path in ("/v1/vms", "/v1/vms/{name}/start", "/v1/vms/{name}/qmp")
+    }
+    assert bodies == {"/v1/vms": True, "/v1/vms/{name}/start": False, "/v1/vms/{name}/qmp": True}
     identities = [m["operationId"] for methods in api["paths"].values() for m in methods.values()]
     assert len(set(identities)) == len(identities)
 

@@ -52,7 +52,9 @@ def describe_api(operations: Iterable[Operation], version: str) -> dict[str, Any
         }
         if operation.body is not None:
             content = _describe_content(operation.body, schemas)
-            described["requestBody"] = {"required": True, "content": content}
+            # A body of which every key may be left out may be left out itself.
+            required = bool(getattr(operation.body, "__required_keys__", True))
+            described["requestBody"] = {"required": required, "content": content}
         paths.setdefault(operation.path, {})[operation.method.lower()] = described
     return {
         "openapi": "3.1.0",

@@ -175,11 +175,11 @@ class SubmitJson(StartJson):
     install: NotRequired[InstallJson]
 
 
-class QmpJson(TypedDict, total=False):
+class QmpJson(TypedDict):
     """A QMP command; ``arguments`` may be left out."""
 
     execute: str
-    arguments: dict[str, Any]
+    arguments: NotRequired[dict[str, Any]]
 
 
 QmpReturnJson = TypedDict("QmpReturnJson", {"return": Any})
