@@ -38,6 +38,7 @@ from arcsup.spec.faults import Fault
 from arcsup.spec.native import differences, read_vm
 from arcsup.spec.together import find_shared
 from arcsup.unattended.store import AnswerStore
+from arcsup.vm.live_gpus import wants_change
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.record import Record, Source
 
@@ -291,6 +292,7 @@ class Fleet:
 
     def _see(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> Seen:
         current = vm.record.budget_boot == self.workshop.boot_id
+        change = self._gpus_can_change(vm)
         return Seen(
             phase=vm.phase,
             phase_since=vm.phase_since,
@@ -301,9 +303,19 @@ class Fleet:
             awaits=self._find_awaited(vm, strays) if vm.phase is Phase.DOWN else "",
             holds_devices=any(not owned.adopted for owned in vm.record.slices),
             hoards=vm.phase is Phase.DOWN and self.allocation.is_hoarding(vm),
-            left_over=any(owned.left_over for owned in vm.record.slices),
+            left_over=not (change or vm.changing_gpus)
+            and any(owned.left_over for owned in vm.record.slices),
             releasing=vm.releasing,
+            gpus_can_change=change,
         )
+
+    def _gpus_can_change(self, vm: ManagedVm) -> bool:
+        """Tell whether what a running VM's file asks for beyond what it has is there.
+
+        A change gives back what an earlier one has left over, so both never happen at once.
+        """
+        busy = vm.changing_gpus or vm.releasing or vm.order is not None
+        return not busy and wants_change(vm) and not self.allocation.awaited_by(vm.name)
 
     def _find_awaited(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> str:
         return (

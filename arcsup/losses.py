@@ -47,7 +47,7 @@ class Losses:
     def hear_uevent(self, properties: Mapping[str, str]) -> None:
         """Take note of a uevent that tells of a loss, or of a return."""
         event = read_loss_event(properties)
-        if event is None:
+        if event is None or not (event.because or self._lost):
             return
         # What is below a bridge that has failed is out of reach too.
         for address in self._find_below(event.path):

@@ -2,12 +2,15 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 
+from attrs import evolve
+
 from arcsup.devices import Backend, Inventory
 from arcsup.host.owned import SliceChoice
 from arcsup.model import NetworkType, Vm, VmName
 from arcsup.plan.assignment import Assignment, Place, Policy
 from arcsup.plan.network_vfs import NetworkChoice, NetworkRequest, assign_network_vfs
 from arcsup.spec.identity import derive_mac
+from arcsup.vm.live_gpus import wants_change
 from arcsup.vm.managed import ManagedVm
 
 NetworkOutcomes = Mapping[Place, NetworkChoice | str]
@@ -45,8 +48,11 @@ def as_slice_choices(name: VmName, outcomes: NetworkOutcomes) -> Iterator[SliceC
 
 
 def version_of(vm: ManagedVm) -> Vm:
-    """A VM that runs keeps what it runs with, whatever its file says by now."""
-    return vm.running if vm.running is not None else vm.vm
+    """A VM that runs keeps what it runs with, whatever its file says by now, and may get GPUs."""
+    if vm.running is None:
+        return vm.vm
+    more = wants_change(vm) and len(vm.vm.gpus) > len(vm.running.gpus)
+    return evolve(vm.running, gpus=vm.vm.gpus) if more else vm.running
 
 
 def _requests(vm: ManagedVm, assignment: Assignment) -> Iterator[NetworkRequest]:

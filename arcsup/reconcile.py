@@ -16,6 +16,7 @@ from arcsup.fleet import Fleet, View, default_start_slots
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import (
     Action,
+    ChangeGpus,
     ChangeMedia,
     ForgetVm,
     ReleaseDevices,
@@ -26,6 +27,7 @@ from arcsup.plan.plan import (
 )
 from arcsup.spec.config import load_config
 from arcsup.virtual_functions import VfKeeper
+from arcsup.vm.live_gpus import change_gpus, note_awaited
 from arcsup.vm.logfiles import rotate_logs
 from arcsup.vm.managed import ManagedVm, StopOrder
 from arcsup.vm.media import change_media
@@ -143,6 +145,8 @@ class Reconciler:
         # Not for those that were up before the look, which took its time: a VM that was asked for
         # meanwhile would start with nothing chosen for it, without its GPU.
         allocation.assign(vms, self.fleet.look().up)
+        for vm in vms:
+            note_awaited(vm, allocation.awaited_by(vm.name))
         return self.fleet.look()
 
     def _users(self) -> dict[str, str]:
@@ -194,6 +198,10 @@ class Reconciler:
             case ChangeMedia():
                 vm.media_tried = vm.vm
                 self.nursery.start_soon(change_media, vm, self.fleet.workshop)
+            case ChangeGpus():
+                choices = self.fleet.allocation.choices_for(vm.name)
+                vm.changing_gpus = True
+                self.nursery.start_soon(change_gpus, vm, self.fleet.workshop, choices)
             case ReleaseDevices():
                 self._release(vm)
             case ForgetVm(because=because):

@@ -10,6 +10,7 @@ from arcsup.plan.assignment import Choice, Refusal
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import (
     Action,
+    ChangeGpus,
     ChangeMedia,
     ForgetVm,
     ReleaseDevices,
@@ -23,6 +24,7 @@ _VERBS: dict[type[Action], str] = {
     StartVm: "start",
     StopVm: "stop",
     ChangeMedia: "change",
+    ChangeGpus: "change",
     ForgetVm: "forget",
     ReleaseDevices: "release",
 }

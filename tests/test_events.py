@@ -11,8 +11,10 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from arcsup.events.dirty import Bell, Dirty
+from arcsup.events.kernel_log import watch_kernel_log
 from arcsup.events.uevents import watch_uevents
 from arcsup.events.watch import REOPEN_SECONDS, watch_files
+from arcsup.host.kmsg import LogRecord
 
 PATIENCE = 30.0
 
@@ -216,3 +218,22 @@ async def test_the_kernels_own_words_make_the_daemon_look() -> None:
                 await looks.bell.wait()
         nursery.cancel_scope.cancel()
     assert ("change", "pci") in [(it["ACTION"], it["SUBSYSTEM"]) for it in heard]
+
+
+async def test_a_kernel_log_that_is_none_is_not_followed(tmp_path: Path) -> None:
+    heard: list[LogRecord] = []
+    (tmp_path / "kmsg").write_text("4,1,1000000,-;one\n")
+    with trio.fail_after(PATIENCE):
+        await watch_kernel_log(heard.append, tmp_path / "kmsg")
+        await watch_kernel_log(heard.append, tmp_path / "none")
+    assert [record.text for record in heard] == ["one"]
+
+
+async def test_what_a_program_has_written_to_the_kernel_log_is_not_taken_for_the_kernels(
+    tmp_path: Path,
+) -> None:
+    heard: list[LogRecord] = []
+    (tmp_path / "kmsg").write_text("12,1,1000000,-;NVRM: Xid (PCI:0000:2b:00): 79\n")
+    with trio.fail_after(PATIENCE):
+        await watch_kernel_log(heard.append, tmp_path / "kmsg")
+    assert heard == []

@@ -10,6 +10,7 @@ from arcsup.model import MiB, State, Vm, VmName
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import (
     Action,
+    ChangeGpus,
     ChangeMedia,
     ForgetVm,
     HostSeen,
@@ -143,6 +144,15 @@ def test_other_media_go_into_a_running_drive_and_another_number_of_drives_does_n
     assert plan(wanted, {A: Seen(Phase.RUNNING, differs=("cdroms",))}, ROOMY, NOW) == ()
 
 
+def test_gpus_come_to_a_vm_that_runs_and_is_to_run_on() -> None:
+    changing = {A: Seen(Phase.RUNNING, gpus_can_change=True)}
+    change = ChangeGpus(A, "its file asks for other GPUs")
+
+    assert plan({A: Wanted(vm(A))}, changing, ROOMY, NOW) == (change,)
+    stopped = plan({A: Wanted(vm(A), intent=Intent.STOP)}, changing, ROOMY, NOW)
+    assert [type(action) for action in stopped] == [StopVm]
+
+
 def test_only_what_a_running_vm_cannot_take_on_is_pending() -> None:
     keys = ("autostart", "cdroms", "cdroms[0]", "hooks.preStop[0]", "memory", "restart.burst")
 
@@ -184,6 +194,7 @@ seen_worlds = st.dictionaries(
         phase_since=st.floats(NOW - 10, NOW),
         dying=st.just(False),
         to_be_killed=st.booleans(),
+        gpus_can_change=st.booleans(),
         differs=st.sets(st.sampled_from(["memory", "cdroms[0]", "stop.timeout"])).map(tuple),
         retry_at=st.none() | st.floats(NOW - 5, NOW + 5),
         awaits=st.sampled_from(["", "", "a device"]),
@@ -218,6 +229,9 @@ def carry_out(world: World, action: Action) -> World:
             seen[name] = evolve(seen[name], phase=Phase.STOPPING, dying=hard)
         case ChangeMedia(name):
             seen[name] = evolve(seen[name], differs=needs_restart(seen[name].differs))
+        case ChangeGpus(name):
+            assert seen[name].phase is Phase.RUNNING
+            seen[name] = evolve(seen[name], gpus_can_change=False)
         case ReleaseDevices(name):
             assert seen[name].phase is Phase.DOWN
             seen[name] = evolve(seen[name], holds_devices=False, hoards=False)
@@ -311,9 +325,10 @@ def test_stops_come_before_starts(
     wanted: dict[VmName, Wanted], seen: dict[VmName, Seen], host: HostSeen
 ) -> None:
     kinds = [type(action) for action in plan(wanted, seen, host, NOW)]
-    order = [StopVm, ReleaseDevices, ForgetVm, ChangeMedia, StartVm]
+    order = {StopVm: 0, ReleaseDevices: 1, ForgetVm: 2, ChangeMedia: 3, ChangeGpus: 3, StartVm: 4}
+    ranks = [order[kind] for kind in kinds]
 
-    assert kinds == sorted(kinds, key=order.index)
+    assert ranks == sorted(ranks)
 
 
 @given(wanted_worlds(), seen_worlds, hosts)

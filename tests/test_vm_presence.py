@@ -78,7 +78,9 @@ async def test_a_reset_that_has_taken_a_slice_along_ends_the_vm_as_one_that_lost
 
     assert vm.order is not None
     assert vm.order.device_lost
-    assert vm.order.because == "QEMU runs without gpu0 since the guest was reset"
+    assert vm.order.because == (
+        "QEMU has gpu0 no more: a reset took it along, or the guest let it go"
+    )
     assert "device-lost" in host.told
 
 

@@ -42,5 +42,8 @@ async def watch_kernel_log(
                     kept = False
                     await trio.lowlevel.wait_readable(descriptor)
             await trio.lowlevel.checkpoint()
+    except OSError as error:
+        # In a container /dev/kmsg may be anything.
+        logger.info("the kernel log cannot be followed: %s", error)
     finally:
         os.close(descriptor)

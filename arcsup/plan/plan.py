@@ -54,6 +54,7 @@ class Seen:
     from what runs; ``awaits`` names a device or a VM that it waits for; ``retry_at`` is when a
     crashed VM may be tried again. ``hoards``: it lacks a device, and has others that are there.
     ``left_over``: it has a device that it went on without.
+    ``gpus_can_change``: GPUs that its file asks for can come, or others go, while it runs.
     """
 
     phase: Phase = Phase.DOWN
@@ -67,6 +68,7 @@ class Seen:
     hoards: bool = False
     left_over: bool = False
     releasing: bool = False
+    gpus_can_change: bool = False
 
 
 @frozen
@@ -104,6 +106,14 @@ class ChangeMedia:
 
 
 @frozen
+class ChangeGpus:
+    """Give the running VM the GPUs that its file asks for by now, or take some away."""
+
+    name: VmName
+    because: str
+
+
+@frozen
 class ReleaseDevices:
     """Give back the slices that a VM has kept over a crash: it stays down."""
 
@@ -119,7 +129,7 @@ class ForgetVm:
     because: str
 
 
-Action = StartVm | StopVm | ChangeMedia | ReleaseDevices | ForgetVm
+Action = StartVm | StopVm | ChangeMedia | ChangeGpus | ReleaseDevices | ForgetVm
 
 
 @frozen
@@ -204,10 +214,17 @@ def _forgets(wanted: Mapping[VmName, Wanted], seen: Mapping[VmName, Seen]) -> It
             yield ForgetVm(name, "its file was removed")
 
 
-def _changes(wanted: Mapping[VmName, Wanted], seen: Mapping[VmName, Seen]) -> Iterator[ChangeMedia]:
+def _changes(
+    wanted: Mapping[VmName, Wanted], seen: Mapping[VmName, Seen]
+) -> Iterator[ChangeMedia | ChangeGpus]:
     for name, it in sorted(seen.items()):
-        if name in wanted and it.phase is Phase.RUNNING and any(map(_is_media, it.differs)):
+        if name not in wanted or it.phase is not Phase.RUNNING:
+            continue
+        if any(map(_is_media, it.differs)):
             yield ChangeMedia(name, "its file names other CD-ROM images")
+        ends = wanted[name].intent in (Intent.STOP, Intent.KILL, Intent.RESTART)
+        if it.gpus_can_change and not ends:
+            yield ChangeGpus(name, "its file asks for other GPUs")
 
 
 def _starts(

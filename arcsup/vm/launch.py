@@ -46,6 +46,7 @@ from arcsup.vm.process import (
     closing_gate,
     find_processes_holding,
     inherited_environment,
+    limit_locked_memory,
     start_gated,
 )
 from arcsup.vm.qmp import Qmp
@@ -135,7 +136,7 @@ async def _spawn(
             gates.enter_context(closing_gate(gated))
             started.append((program.role, gated))
             if program is qemu and launch.account is not None and needs.resources.slices:
-                gated.limit_locked_memory(lockable_bytes(needs.vm))
+                limit_locked_memory(gated.process.pid, lockable_bytes(needs.vm))
         launch = evolve(
             launch,
             argv=argv,

@@ -103,6 +103,11 @@ class ManagedVm:
     running: Vm | None = None
     media_tried: Vm | None = None
     """The version whose CD-ROM images were put into the drives, or were refused by the guest."""
+    gpus_refused: Vm | None = None
+    """The version whose GPUs could not come to the running QEMU, or go from it."""
+    changing_gpus: bool = False
+    unplugs: dict[str, trio.Event] = field(factory=dict)
+    """Set when QEMU has given up the device of this id, or the guest has refused to."""
     process: Process | None = None
     qmp: Qmp | None = None
     session_over: trio.Event = field(factory=trio.Event)

@@ -23,6 +23,7 @@ from arcsup.alongside import alongside
 from arcsup.errors import Terminal, Transient
 from arcsup.plan.lifecycle import Phase, Step
 from arcsup.vm.launch import find_last_words
+from arcsup.vm.live_gpus import note_unplugged
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.presence import verify_slices
 from arcsup.vm.qmp import Qmp, QmpEvent, connect_qmp_socket, open_qmp
@@ -75,6 +76,8 @@ async def _serve_session(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -
             # A QEMU that ends while it is asked has said why: that is among the events.
             with suppress(ExecInterruptedError):
                 await look(vm, workshop, qmp, bring_up)
+                # Nobody may have listened when the guest was reset.
+                await verify_slices(vm, workshop, qmp)
             async with alongside(_feel_pulse, vm, workshop, qmp):
                 async for event in qmp.events:
                     await _on_event(vm, workshop, qmp, event, bring_up)
@@ -129,6 +132,10 @@ async def _on_event(
             workshop.tell(vm.name, "guest-reset", "the guest was reset", **event.data)
             with suppress(ExecInterruptedError):
                 await verify_slices(vm, workshop, qmp)
+        case "DEVICE_DELETED" | "DEVICE_UNPLUG_GUEST_ERROR":
+            gone = event.name == "DEVICE_DELETED"
+            if note_unplugged(vm, str(event.data.get("device", "")), gone=gone):
+                workshop.changed()
         case "BLOCK_IO_ERROR":
             _note_io_error(vm, workshop, event.data)
         case "POWERDOWN":

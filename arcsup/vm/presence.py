@@ -12,7 +12,7 @@ import trio
 
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.qmp import Qmp
-from arcsup.vm.slices import slice_devices
+from arcsup.vm.slices import requests_by_slot, slice_devices
 
 ANSWER = 5.0
 """Seconds within which a healthy QEMU lists its devices."""
@@ -29,14 +29,18 @@ async def find_absent(ids: Iterable[str], qmp: Qmp) -> tuple[str, ...]:
 
 
 async def verify_slices(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
-    """Stop a VM whose QEMU has lost a slice over a reset; it comes back with the slice.
+    """Stop a VM whose QEMU has lost a slice; it comes back with the slice.
 
     Raises QMPError, or TooSlowError when there is no answer.
     """
     if vm.running is None or vm.record.launch is None or vm.order is not None:
         return
-    slices = {device.id for device in slice_devices(vm.running, vm.record.slices_in_use)}
+    # What its file asks for no more may go with a reset, and has been asked to.
+    unwanted = set(requests_by_slot(vm.running)) - set(requests_by_slot(vm.vm))
+    held = tuple(it for it in vm.record.slices_in_use if it.mac or it.slot not in unwanted)
+    slices = {device.id for device in slice_devices(vm.running, held)}
     if absent := await find_absent(slices & set(vm.record.launch.devices), qmp):
-        why = f"QEMU runs without {', '.join(absent)} since the guest was reset"
+        what = ", ".join(absent)
+        why = f"QEMU has {what} no more: a reset took it along, or the guest let it go"
         workshop.tell(vm.name, "device-lost", why)
         vm.give_order(StopOrder(why, device_lost=True))

@@ -140,24 +140,25 @@ class GatedProcess:
                 os.write(self._gate, b"\n")
         self.close_gate()
 
-    def limit_locked_memory(self, size: int) -> None:
-        """Let the program lock, and devices pin for it, so many bytes (RLIMIT_MEMLOCK).
-
-        Raises Terminal where the daemon may not allow it as much.
-        """
-        try:
-            resource.prlimit(self.process.pid, resource.RLIMIT_MEMLOCK, (size, size))
-        except PermissionError:
-            raise Terminal(
-                f"QEMU may not lock the {size // 2**20} MiB that its devices need",
-                "give the daemon LimitMEMLOCK=infinity, or CAP_SYS_RESOURCE",
-            ) from None
-
     def close_gate(self) -> None:
         """End a program that has not begun; no effect on one that has."""
         if self._gate is not None:
             os.close(self._gate)
             self._gate = None
+
+
+def limit_locked_memory(pid: int, size: int) -> None:
+    """Let a program lock, and devices pin for it, so many bytes (RLIMIT_MEMLOCK).
+
+    Raises Terminal where the daemon may not allow it as much.
+    """
+    try:
+        resource.prlimit(pid, resource.RLIMIT_MEMLOCK, (size, size))
+    except PermissionError:
+        raise Terminal(
+            f"QEMU may not lock the {size // 2**20} MiB that its devices need",
+            "give the daemon LimitMEMLOCK=infinity, or CAP_SYS_RESOURCE",
+        ) from None
 
 
 def start_gated(

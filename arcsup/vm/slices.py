@@ -50,7 +50,7 @@ async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ..
     stale = tuple(evolve(owned, left_over=True) for owned in unwanted)
     if taken or stale:
         await vm.save(workshop, slices=(*taken, *stale))
-    left = [owned for owned in stale if not await _give_back(vm, workshop, owned)]
+    left = [owned for owned in stale if not await give_back(vm, workshop, owned)]
     for owned in taken:
         await _guard(vm, workshop, owned, create_slice(owned, sysfs))
         if not await comes_true(partial(_usable, owned, sysfs), seconds=READY_SECONDS):
@@ -107,7 +107,7 @@ async def release_slices(vm: ManagedVm, workshop: Workshop) -> bool:
     wanted_back = [owned for owned in vm.record.slices if is_down or owned.left_over]
     for owned in wanted_back:
         # Meanwhile the operator may have let it go; then it is nobody's.
-        if owned in vm.record.slices and await _give_back(vm, workshop, owned):
+        if owned in vm.record.slices and await give_back(vm, workshop, owned):
             left = tuple(other for other in vm.record.slices if other is not owned)
             await vm.save(workshop, slices=left)
     if any(owned in vm.record.slices for owned in wanted_back):
@@ -117,7 +117,7 @@ async def release_slices(vm: ManagedVm, workshop: Workshop) -> bool:
     return True
 
 
-async def _give_back(vm: ManagedVm, workshop: Workshop, owned: OwnedSlice) -> bool:
+async def give_back(vm: ManagedVm, workshop: Workshop, owned: OwnedSlice) -> bool:
     """Give back one slice; tell, once, what keeps it from that."""
     try:
         await remove_slice(owned, Sysfs(workshop.places.sysfs))

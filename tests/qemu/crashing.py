@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from arcsup.__main__ import main
+from arcsup.host import writer
 from arcsup.vm import (
     belongings,
     disks,
@@ -21,6 +22,7 @@ from arcsup.vm import (
     process,
     record,
     resources,
+    slices,
     supervise,
 )
 
@@ -71,6 +73,10 @@ def install() -> None:
         (belongings, "lend"),
         (belongings, "put_back"),
         (supervise, "remove_runtime_folders"),
+        (slices, "create_slice"),
+        (slices, "remove_slice"),
+        (writer, "_spawn"),
+        (writer, "_take_status"),
     ):
         setattr(owner, name, after_a_point(getattr(owner, name), name))
 
