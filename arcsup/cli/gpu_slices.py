@@ -82,14 +82,16 @@ def release(session: Session, slice_id: str) -> int:
 @output_options
 @click.pass_obj
 def unquarantine(session: Session, slice_id: str | None, output: str) -> int:
-    """Try again what failed twice in a row.
+    """Try again what failed twice in a row, or was lost.
 
-    ID is a slice, PARENT/TYPE, or PARENT for all of its types. Without it, what is quarantined is
-    listed. Exits with 4 when it is not quarantined.
+    ID is a slice, PARENT/TYPE, PARENT for all of its types, or the address of a device that is
+    there and lost, after a reset of it that nothing told of. Without it, what is quarantined or
+    lost is listed. Exits with 4 when it is neither.
 
     \b
     Example:
       arcsup gpu unquarantine
+      arcsup gpu unquarantine 0000:41:00.0
       arcsup gpu unquarantine 0000:41:00.0/nvidia-64
     """
     if slice_id is None:

@@ -101,7 +101,9 @@ class GpuControl:
                 DoneJson,
                 SliceIdJson,
             ),
-            Operation("GET", gone, "What failed too often", self.list_quarantined, list[str]),
+            Operation(
+                "GET", gone, "What failed too often, or was lost", self.list_quarantined, list[str]
+            ),
             Operation(
                 "POST",
                 "/v1/gpus/unquarantine",
