@@ -7,6 +7,9 @@ PREFIX ?= /usr/local
 DESTDIR ?=
 # Arguments for pytest: make test T="-k console -x"
 T ?=
+# For make soak: how many steps in the lab, and what they are made from.
+STEPS ?= 600
+SEED ?= 1
 
 python := .venv/bin/python
 
@@ -45,6 +48,12 @@ lab: setup ## Test against real kernel devices in a virtual machine
 .PHONY: lab-shell
 lab-shell: setup ## Open a shell in that machine
 	@tests/lab/run $(if $(SUITE),--suite $(SUITE)) --shell
+
+.PHONY: soak
+soak: setup ## Make random steps, in memory and on real devices (STEPS=600 SEED=1)
+	@ARCSUP_SOAK=$$(( ($(STEPS) + 59) / 60 )) $(python) -m pytest -q tests/test_soak.py
+	@tests/lab/run --deadline $$(( $(STEPS) * 20 + 900 )) -- \
+		tests/lab/test_soak.py --soak-steps=$(STEPS) --soak-seed=$(SEED)
 
 .PHONY: install
 install: ## Install for the system (PREFIX=/usr/local, DESTDIR=)

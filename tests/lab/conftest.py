@@ -31,6 +31,13 @@ from tests.qemu.daemon import Daemon
 if "ARCSUP_LAB" not in os.environ:
     collect_ignore_glob = ["test_*.py"]
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let ``make soak`` say how much of what."""
+    parser.addoption("--soak-steps", type=int, default=60, help="random steps of test_soak.py")
+    parser.addoption("--soak-seed", type=int, default=1, help="what they are made from")
+
+
 SIMULATION = Path("/sys/module/vgpu_sim/parameters")
 
 
