@@ -214,11 +214,15 @@ class Network:
 
 @frozen
 class Display:
-    """``listen`` None is a unix socket in the runtime directory; else an IP address."""
+    """``listen`` None is a unix socket in the runtime directory; else an IP address.
+
+    ``password_file`` holds what clients that come over TCP must know.
+    """
 
     type: DisplayType = DisplayType.NONE
     listen: str | None = None
     port: int | None = None
+    password_file: str | None = None
 
 
 @frozen

@@ -313,6 +313,16 @@ def test_a_screen_open_to_the_network_is_doubted_not_refused() -> None:
 
     assert parsed.vm is not None
     assert "without a password" in parsed.warnings[0]
+    asked = "display: {type: vnc, listen: 0.0.0.0, passwordFile: secret}"
+    assert not read_vm(asked, Path("box.yaml"), MACHINE).warnings
+
+
+def test_a_password_is_for_tcp_only() -> None:
+    parsed = read_vm("display: {type: vnc, passwordFile: secret}", Path("box.yaml"), MACHINE)
+
+    assert [str(fault) for fault in parsed.faults] == [
+        "box.yaml:1:36: display.passwordFile: is for TCP only: set listen or port, or leave it out"
+    ]
 
 
 def test_what_is_written_has_every_default_in_the_files_own_keys() -> None:

@@ -1,11 +1,13 @@
-"""Where a guest's sound goes, by its file and by what this QEMU has."""
+"""Where a guest's sound goes, by its file and by what this QEMU has; and who may see it."""
+
+from pathlib import Path
 
 import pytest
 from attrs import evolve
 
 from arcsup.errors import Terminal
 from arcsup.model import Audio, Display, DisplayType
-from arcsup.vm.displays import audio_args
+from arcsup.vm.displays import audio_args, check_password
 from tests.vm_samples import capabilities_of, make_vm
 
 
@@ -41,3 +43,23 @@ def test_a_way_that_this_qemu_has_not_is_said_with_what_has_it(audio: Audio) -> 
     with pytest.raises(Terminal, match=f"no sound driver for {audio}") as caught:
         audio_args(vm, known)
     assert "install qemu-system" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("content", "good"),
+    [(b"tell-me", True), (b"", False), (b"tell-me\n", False), (b"x" * 61, False)],
+)
+def test_a_password_that_no_client_could_send_is_refused(
+    tmp_path: Path, content: bytes, good: bool
+) -> None:
+    (tmp_path / "secret").write_bytes(content)
+    display = Display(DisplayType.VNC, port=5901, password_file="secret")
+
+    if good:
+        check_password(display, tmp_path)
+    else:
+        with pytest.raises(Terminal, match="is empty, too long, or ends in a newline") as caught:
+            check_password(display, tmp_path)
+        assert "tell-me" not in str(caught.value)
+    with pytest.raises(Terminal, match="No such file"):
+        check_password(display, tmp_path / "none")

@@ -88,7 +88,7 @@ def differences(old: Vm, new: Vm) -> tuple[str, ...]:
 def find_doubts(vm: Vm) -> list[str]:
     """Return what is allowed in a VM but may not be meant, one line each."""
     doubts: list[str] = []
-    if _is_open(vm.display):
+    if _is_open(vm.display) and vm.display.password_file is None:
         doubts.append(
             f"display.listen: {vm.display.listen} shows the screen without a password to whoever "
             "reaches it; a unix socket (no `listen`) or 127.0.0.1 does not"

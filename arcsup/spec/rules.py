@@ -132,7 +132,9 @@ NETWORK_RULES = (Rule(("type", "bridge", "tap", "parent", "forwards"), _check_ne
 
 
 def check_display(display: Display) -> Findings:
-    """Only SPICE and VNC listen."""
+    """Only SPICE and VNC listen, and only on TCP they ask for a password."""
+    if display.password_file is not None and display.listen is None and display.port is None:
+        yield "passwordFile", "is for TCP only: set listen or port, or leave it out"
     if display.type in {DisplayType.SPICE, DisplayType.VNC}:
         return
     if display.listen is not None:

@@ -177,8 +177,9 @@ DISPLAY = Words(
                 "spice, vnc: IP address; a unix socket in the runtime folder by default",
             ),
             Key("port", Number(1, 65535), "spice, vnc: TCP port, on loopback unless `listen` is"),
+            Key("passwordFile", FILE, "spice, vnc on TCP: file with the password, no newline"),
         ),
-        (Rule(("type", "listen", "port"), rules.check_display),),
+        (Rule(("type", "listen", "port", "passwordFile"), rules.check_display),),
     ),
     words={str(kind): Display(kind) for kind in DisplayType},
 )

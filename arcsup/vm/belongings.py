@@ -152,6 +152,9 @@ def _find_images(needs: Needs, places: Places) -> Iterator[WantedFile]:
         yield WantedFile(f"disks[{index}]", medium.path, access, is_qcow2=is_qcow2)
     for index, medium in enumerate(resources.cdroms):
         yield _read_only(f"cdroms[{index}]", medium.path, places)
+    if vm.display.password_file is not None:
+        file = resolve_image(vm.display.password_file, resources.images)
+        yield WantedFile("display.passwordFile", file, Access.OWN)
     if vm.boot is not None:
         kernel = resolve_image(vm.boot.kernel, resources.images)
         yield _read_only("boot.kernel", kernel, places)

@@ -119,7 +119,7 @@ def build_command_line(vm: Vm, host: Resources) -> Argv:
         *tpm_args(host.sockets.tpm),
         *graphics_args(vm, known),
         *_slice_args(host.slices, known),
-        *display_args(vm, known, host.sockets.display, host.render_node),
+        *display_args(vm, known, host.sockets.display, host.render_node, host.images),
         *input_args(vm, known),
         *audio_args(vm, known),
         *shared_memory_args(host.shared_memory, known),

@@ -30,6 +30,9 @@ DISPLAY_SOCKET = "display.sock"
 _ANYWHERE = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104
 """Where a client of this host finds who listens on every address."""
 
+LONGEST_PASSWORD = 60
+"""Characters of SPICE's tickets (SPICE_MAX_PASSWORD_LENGTH, spice/protocol.h)."""
+
 FIRST_USB_HOST_PORT = 5
 USB_PORTS = 15
 """As many as QEMU's controller can have; tablet, keyboard and redirection take ports 1 to 4."""
@@ -47,9 +50,11 @@ def wants_gl(vm: Vm) -> bool:
 
 
 def display_args(
-    vm: Vm, capabilities: Capabilities, socket: Path, render_node: Path | None
+    vm: Vm, capabilities: Capabilities, socket: Path, render_node: Path | None, images: Path
 ) -> Argv:
     """Return where the guest's picture goes.
+
+    QEMU reads a password from its file itself: no command line and no log ever shows it.
 
     Raises:
         Terminal: this QEMU or this host cannot show it that way.
@@ -67,12 +72,44 @@ def display_args(
     if headless:
         _require_display(capabilities, "egl-headless", "install qemu-system-modules-opengl")
         node = f",rendernode={escape(_need_render_node(render_node))}"
-    shown = ("-display", f"egl-headless{node}" if headless else "none")
+    shown = (
+        *_password_args(display, images),
+        "-display", f"egl-headless{node}" if headless else "none",
+    )  # fmt: skip
     if display.type is DisplayType.SPICE:
         return (*shown, *_spice(capabilities, display, socket, ""))
     if display.type is DisplayType.VNC:
-        return (*shown, "-vnc", _vnc_place(display, socket))
+        asked = "" if display.password_file is None else f",password-secret={_OBJECT_ID}"
+        return (*shown, "-vnc", _vnc_place(display, socket) + asked)
     return shown
+
+
+_OBJECT_ID = "display-password"
+
+
+def _password_args(display: Display, images: Path) -> Argv:
+    if display.password_file is None:
+        return ()
+    return ("-object", f"secret,id={_OBJECT_ID},file={escape(images / display.password_file)}")
+
+
+def check_password(display: Display, images: Path) -> None:
+    """Raise Terminal for a password that no client could send. The file is not shown."""
+    if display.password_file is None:
+        return
+    file = images / display.password_file
+    try:
+        with file.open("rb") as stream:
+            password = stream.read(LONGEST_PASSWORD + 1)
+    except OSError as error:
+        raise Terminal(
+            f"display.passwordFile: {file}: {error.strerror}", hint="put the file there"
+        ) from error
+    if not 0 < len(password) <= LONGEST_PASSWORD or password.strip() != password:
+        raise Terminal(
+            f"display.passwordFile: {file} is empty, too long, or ends in a newline or a blank",
+            hint=f"write up to {LONGEST_PASSWORD} characters with printf; VNC looks at eight",
+        )
 
 
 def _require_display(capabilities: Capabilities, name: str, hint: str) -> None:
@@ -99,7 +136,10 @@ def _spice(capabilities: Capabilities, display: Display, socket: Path, more: str
         place = f"unix=on,addr={escape(socket)}"
     else:
         place = f"addr={_address(display)},port={display.port or FIRST_PORT}"
-    return ("-spice", f"{place},disable-ticketing=on{more}")
+    open_to = "disable-ticketing=on"
+    if display.password_file is not None:
+        open_to = f"password-secret={_OBJECT_ID}"
+    return ("-spice", f"{place},{open_to}{more}")
 
 
 def _vnc_place(display: Display, socket: Path) -> str:

@@ -17,7 +17,7 @@ from arcsup.vm.accel import find_accel
 from arcsup.vm.capabilities import find_qemu, probe_capabilities
 from arcsup.vm.commandline import Resources, SliceDevice, Sockets
 from arcsup.vm.disks import GUEST_TOOLS, check_files, create_missing_disks, find_medium
-from arcsup.vm.displays import DISPLAY_SOCKET, find_render_node, wants_gl
+from arcsup.vm.displays import DISPLAY_SOCKET, check_password, find_render_node, wants_gl
 from arcsup.vm.ephemeral import create_overlays, with_overlays
 from arcsup.vm.firmware import create_vars, find_firmware, vars_file
 from arcsup.vm.networks import check_networks
@@ -56,6 +56,7 @@ async def create_files(vm: Vm, places: Places) -> None:
     await create_missing_disks(built, places.images)
     await create_overlays(vm, places)
     await trio.to_thread.run_sync(check_files, built, places.images, abandon_on_cancel=True)
+    check_password(vm.display, places.images)
     if (firmware := find_firmware(vm.firmware)) is not None:
         create_vars(firmware.template, vars_file(places.state, vm.name))
     if vm.tpm:

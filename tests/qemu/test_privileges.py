@@ -7,7 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -292,6 +292,48 @@ def test_another_local_user_reaches_no_socket_and_no_file(daemon: Daemon) -> Non
             capture_output=True, text=True, check=False, cwd="/",
         )  # fmt: skip
         assert "PermissionError" in tried.stderr, path
+
+
+@pytest.mark.parametrize("kind", ["vnc", "spice"])
+def test_a_console_on_tcp_asks_for_its_password_and_nothing_shows_it(
+    daemon: Daemon, free_port: Callable[[], int], kind: str
+) -> None:
+    make_images(daemon)
+    secret = daemon.state / "images" / "password"
+    secret.write_text("tell-me")
+    secret.chmod(0o600)
+    port = max(free_port(), 5900)
+    display = f"{{type: {kind}, port: {port}, passwordFile: password}}"
+    daemon.drop("one", TINY + f"display: {display}\n")
+    status = daemon.wait_for("one", "running", "failed")
+    if "no SPICE" in status["reason"]:
+        pytest.skip("this QEMU has no SPICE")
+
+    assert status["state"] == "running"
+    if kind == "vnc":
+        with socket.create_connection(("127.0.0.1", port), timeout=30) as client:
+            answer = client.makefile("rb")
+            client.sendall(answer.read(12))
+            # Security types (RFC 6143, section 7.1.2): one, VNC authentication, and not None.
+            assert answer.read(2) == b"\x01\x02"
+    shown = [
+        Path(f"/proc/{status['pid']}/cmdline").read_bytes(),
+        json.dumps(daemon.status("one")).encode(),
+        *(log.read_bytes() for log in (daemon.log / "one").glob("*")),
+        (daemon.state / "vms" / "one.json").read_bytes(),
+    ]
+    assert not [text for text in shown if b"tell-me" in text]
+    daemon.call("kill", "one", wait="60")
+    assert owners(daemon)["state/images/password"] == (0, 0, 0o600)
+
+
+def test_a_file_of_the_hosts_is_no_password(daemon: Daemon) -> None:
+    daemon.drop("one", TINY + "display: {type: vnc, port: 5999, passwordFile: /etc/shadow}\n")
+
+    reason = daemon.wait_for("one", "failed")["reason"]
+
+    assert "passwordFile" in reason
+    assert Path("/etc/shadow").stat().st_uid == 0
 
 
 def test_who_may_only_look_sees_everything_and_changes_nothing(short_dir: Path) -> None:
