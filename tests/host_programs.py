@@ -45,7 +45,8 @@ for name; do sed -i "/^$name\$/d" "$ROOT/var/lib/dpkg/names"; done
 """
 APT_CACHE = r"""
 for name; do :; done
-grep -qx "$name" "$ROOT/var/lib/apt/known"
+# Of what other packages mention there is nothing to write, and nothing wrong.
+grep -x "$name" "$ROOT/var/lib/apt/known" || grep -qsx "$name" "$ROOT/var/lib/apt/mentioned"
 """
 GROUPADD = r"""
 echo "$2:x:999:" >>"$ROOT/etc/group"

@@ -94,6 +94,14 @@ def test_an_optional_package_that_a_suite_lacks_is_no_reason_to_do_anything(host
     assert plan_packages(host, APT) is None
 
 
+def test_a_name_that_other_packages_only_mention_is_no_package(host: Host) -> None:
+    write(host.root, "var/lib/dpkg/names", "\n".join(APT.packages))
+    write(host.root, "var/lib/apt/known", "qemu-utils\n")
+    write(host.root, "var/lib/apt/mentioned", "virtiofsd\n")
+
+    assert plan_packages(host, APT) is None
+
+
 def test_taking_back_removes_what_came_and_nothing_else(host: Host, recorder: Recorder) -> None:
     before = names(host)
     action = plan_packages(host, APT)

@@ -17,7 +17,7 @@ class Manager:
     """A package manager and what it is to install.
 
     ``families`` are ID and ID_LIKE of os-release(5). ``listing`` prints ``installed NAME`` or
-    ``NAME`` for each package; ``known`` and a name ends with 0 when there is such a package,
+    ``NAME`` for each package; ``known`` and a name writes something when there is such a package,
     ``refresh`` fetches the lists that it looks into; both are empty where ``install`` does that.
     ``remove`` refuses when another package needs one that is to go.
     """
@@ -141,4 +141,5 @@ def remove_packages(host: Host, action: InstallPackages, names: tuple[str, ...])
 
 
 def _is_known(host: Host, manager: Manager, name: str) -> bool:
-    return not manager.known or ask_command(host, (*manager.known, name)) is not None
+    # Of a name that others only mention, apt-cache writes nothing and ends well.
+    return not manager.known or bool(ask_command(host, (*manager.known, name)))
