@@ -107,6 +107,8 @@ async def _make_good(
     if launch is None or running is None:
         raise Transient("QEMU has ended meanwhile")
     vm.running = evolve(running, gpus=vm.vm.gpus)
+    message = "the VM has the GPUs that its file asks for"
+    vm.set_condition("GpusChanged", "Changed", message, status=True)
     names = {owned.slot for owned in attached}
     slices = tuple(
         evolve(it, left_over=False) if it.mac is None and it.slot in names else it
@@ -117,8 +119,6 @@ async def _make_good(
     launch = evolve(launch, devices=tuple(devices))
     await vm.save(workshop, launch=launch, slices=slices)
     await vm.save_running(workshop)
-    message = "the VM has the GPUs that its file asks for"
-    vm.set_condition("GpusChanged", "Changed", message, status=True)
     workshop.tell(vm.name, "gpus-changed", message)
 
 
