@@ -292,7 +292,6 @@ class Fleet:
 
     def _see(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> Seen:
         current = vm.record.budget_boot == self.workshop.boot_id
-        change = self._gpus_can_change(vm)
         return Seen(
             phase=vm.phase,
             phase_since=vm.phase_since,
@@ -303,10 +302,10 @@ class Fleet:
             awaits=self._find_awaited(vm, strays) if vm.phase is Phase.DOWN else "",
             holds_devices=any(not owned.adopted for owned in vm.record.slices),
             hoards=vm.phase is Phase.DOWN and self.allocation.is_hoarding(vm),
-            left_over=not (change or vm.changing_gpus)
+            left_over=not (vm.changing_gpus or wants_change(vm))
             and any(owned.left_over for owned in vm.record.slices),
             releasing=vm.releasing,
-            gpus_can_change=change,
+            gpus_can_change=self._gpus_can_change(vm),
         )
 
     def _gpus_can_change(self, vm: ManagedVm) -> bool:
@@ -315,7 +314,13 @@ class Fleet:
         A change gives back what an earlier one has left over, so both never happen at once.
         """
         busy = vm.changing_gpus or vm.releasing or vm.order is not None
-        return not busy and wants_change(vm) and not self.allocation.awaited_by(vm.name)
+        # After a restart of the daemon the monitor takes a moment; its first answer marks.
+        return (
+            not busy
+            and vm.qmp is not None
+            and wants_change(vm)
+            and not self.allocation.awaited_by(vm.name)
+        )
 
     def _find_awaited(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> str:
         return (
