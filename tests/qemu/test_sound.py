@@ -27,6 +27,8 @@ def daemon_with_receiver(top: Path, script: str, *options: str) -> Iterator[Daem
     daemon.start()
     try:
         yield daemon
+        # What a VM shares is taken away at its end; one that is killed with the daemon leaves it.
+        daemon.call("kill", "one", wait="60")
     finally:
         end(daemon)
 
