@@ -1,4 +1,4 @@
-"""What ip(8) is asked and says; a driver that takes addresses is in tests/lab/test_vm_vfs.py."""
+"""What ip(8) is asked and says."""
 
 from pathlib import Path
 
