@@ -24,6 +24,11 @@ setup: ## Install what is missing: packages, virtual environment, guest kernel
 .PHONY: demo
 demo: setup ## Run the main job on a real guest and tell the story as it happens
 	@$(python) contrib/demo/demo.py
+	@contrib/demo/offer-gpu
+
+.PHONY: demo-gpu
+demo-gpu: setup ## Show a card being plugged and its VM starting, in a virtual machine
+	@tests/lab/run --program contrib/demo/gpu.py
 
 .PHONY: test
 test: setup ## Run the linters and all tests (T="-k name" chooses)

@@ -6,28 +6,19 @@ is checked; the first that is not true ends the demo with exit status 1 and says
 
 import os
 import re
-import shlex
-import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import textwrap
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
-from arcsup.control.client import Client, vm_path
-from arcsup.errors import ArcsupError, NoSuchObject
+from story import BIN, TOP, NotTrue, Stage, Teller, tell_story
 
-TOP = Path(__file__).parents[2]
-sys.path.insert(0, str(TOP))
+from arcsup.control.client import vm_path
+from arcsup.errors import NoSuchObject
+from tests.guest import CMDLINE, READY
+from tests.leftovers import find_sockets
 
-from tests.guest import CMDLINE, READY  # noqa: E402
-from tests.leftovers import find_processes_naming, find_sockets  # noqa: E402
-
-BIN = Path(sys.executable).parent
 KVM = Path("/dev/kvm")
 PATIENCE = 60.0
 """Seconds until a step that has not come true never will; the longest takes 5 when idle."""
@@ -43,48 +34,12 @@ boot:
 """
 
 
-class NotTrue(Exception):
-    """A step of the story did not happen."""
-
-
-class Teller:
-    """Writes the story: headings with the time, commands as typed, their output, findings."""
-
-    def __init__(self) -> None:
-        self._began = time.monotonic()
-        self._colour = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-
-    def _paint(self, code: str, text: str) -> str:
-        return f"\033[{code}m{text}\033[0m" if self._colour else text
-
-    def step(self, heading: str) -> None:
-        elapsed = f"{time.monotonic() - self._began:5.1f} s"
-        print(f"\n{self._paint('2', elapsed)}  {self._paint('1', heading)}", flush=True)
-
-    def typed(self, command: str) -> None:
-        print(f"{self._paint('36', '$')} {self._paint('36', command)}", flush=True)
-
-    def output(self, text: str) -> None:
-        print(textwrap.indent(text.rstrip("\n"), "  "), flush=True)
-
-    def true(self, finding: str) -> None:
-        print(f"{self._paint('32', '✓')} {finding}", flush=True)
-
-    def not_true(self, finding: str) -> None:
-        print(f"{self._paint('31', '✗')} {finding}", file=sys.stderr, flush=True)
-
-
-class Demo:
-    """One set of directories, the daemon in it, and the steps of the story."""
+class Demo(Stage):
+    """The steps of the story."""
 
     def __init__(self, top: Path, teller: Teller) -> None:
-        self.top = top
-        self.tell = teller
-        self.vms, self.run, self.log = top / "vms", top / "run", top / "log"
+        super().__init__(top, teller, patience=PATIENCE)
         self.file = self.vms / "hello.yaml"
-        self.client = Client(self.run / "arcsup.sock")
-        self.daemon: subprocess.Popen[bytes] | None = None
-        self.vms.mkdir()
         subprocess.run(
             [TOP / "contrib/guest/build-guest", top / "state/images"],
             stdout=subprocess.DEVNULL,
@@ -113,42 +68,6 @@ class Demo:
             return True
         return False
 
-    def answers(self) -> bool:
-        try:
-            self.client.get("/v1/vms")
-        except ArcsupError:
-            return False
-        return True
-
-    def until(self, what: str, condition: Callable[[], object]) -> float:
-        """Wait until something is true and return the seconds that it took."""
-        began = time.monotonic()
-        while not condition():
-            if time.monotonic() - began > PATIENCE:
-                raise NotTrue(f"{what}: not within {PATIENCE:.0f} s")
-            time.sleep(0.005)
-        return time.monotonic() - began
-
-    def check(self, finding: str, is_true: object) -> None:
-        if not is_true:
-            raise NotTrue(finding)
-        self.tell.true(finding)
-
-    def arcsup(self, *arguments: str) -> str:
-        """Run a verb as a user would, show it and its output, and return that."""
-        self.tell.typed(shlex.join(["arcsup", *arguments]))
-        result = subprocess.run(
-            [BIN / "arcsup", *arguments],
-            env={**os.environ, "ARCSUP_RUN": str(self.run)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        self.tell.output(result.stdout + result.stderr)
-        if result.returncode != 0:
-            raise NotTrue(f"arcsup {arguments[0]} ended with exit status {result.returncode}")
-        return result.stdout
-
     def console(self) -> str:
         """Return what the guest has said so far; the log needs no daemon."""
         verb = (BIN / "arcsup", "logs", "hello", "--console", "--lines", "1000")
@@ -161,23 +80,6 @@ class Demo:
         """Return the guest's last heartbeat, a number that grows by one a second."""
         beats = re.findall(r"^heartbeat (\d+)", self.console(), re.MULTILINE)
         return int(beats[-1]) if beats else 0
-
-    def start_daemon(self) -> None:
-        command = [
-            "arcsup", "daemon",
-            "--vms", str(self.vms), "--run", str(self.run),
-            "--state", str(self.top / "state"), "--log-dir", str(self.log),
-        ]  # fmt: skip
-        self.tell.typed(shlex.join(command) + " &")
-        with open(self.top / "daemon.log", "ab") as log:
-            self.daemon = subprocess.Popen(
-                [BIN / command[0], *command[1:]],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-        seconds = self.until("the daemon answers", self.answers)
-        self.tell.true(f"the daemon answers after {seconds:.2f} s")
 
     # --- the story --------------------------------------------------------------------------
 
@@ -263,66 +165,19 @@ class Demo:
         self.check("no socket is left but the daemon's own", sockets == {"arcsup.sock"})
         self.check("no runtime folder is left", not (self.run / "hello").exists())
 
-    def end_the_daemon(self) -> None:
-        self.tell.step("The daemon is ended.")
-        if self.daemon is None:
-            raise NotTrue("there is a daemon")
-        self.tell.typed(f"kill {self.daemon.pid}")
-        self.daemon.terminate()
-        began = time.monotonic()
-        self.check("it ends with exit status 0", self.daemon.wait(PATIENCE) == 0)
-        self.tell.true(f"after {time.monotonic() - began:.2f} s")
-        left = find_processes_naming(self.top)
-        self.check("no process is left", not left)
 
-    def qemus(self) -> dict[int, str]:
-        own = self.daemon.pid if self.daemon else None
-        found = find_processes_naming(self.top)
-        return {pid: command for pid, command in found.items() if pid != own}
-
-
-@contextmanager
-def demo_directory() -> Iterator[Path]:
-    """Yield a directory for one demo; in the end remove it and all that runs in it."""
-    # Not below TMPDIR, which may be deep: a unix socket's path has at most 107 bytes.
-    directory = Path(tempfile.mkdtemp(prefix="arcsup-", dir="/tmp"))
-    # Root's QEMUs run as another user, who must be able to pass.
-    directory.chmod(0o711)
-    try:
-        yield directory
-    finally:
-        # QEMU may be starting just now: look until there is nothing more to end.
-        while left := find_processes_naming(directory):
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.05)
-        shutil.rmtree(directory)
-
-
-def main() -> int:
-    with demo_directory() as directory:
-        teller = Teller()
-        demo = Demo(directory, teller)
-        try:
-            teller.step("The daemon is started on an empty folder.")
-            demo.start_daemon()
-            demo.drop_a_file()
-            demo.see_the_guest()
-            demo.kill_qemu()
-            demo.edit_the_file()
-            demo.kill_the_daemon()
-            demo.remove_the_file()
-            demo.end_the_daemon()
-        except (NotTrue, ArcsupError) as error:
-            teller.not_true(f"not true: {error}")
-            log = demo.top / "daemon.log"
-            if log.exists():
-                print(f"--- the daemon said:\n{log.read_text()[-4000:]}", file=sys.stderr)
-            return 1
-    teller.step("That was all of it, and every line was checked.")
-    return 0
+def tell(directory: Path, teller: Teller) -> None:
+    teller.step("The daemon is started on an empty folder.")
+    demo = Demo(directory, teller)
+    demo.start_daemon()
+    demo.drop_a_file()
+    demo.see_the_guest()
+    demo.kill_qemu()
+    demo.edit_the_file()
+    demo.kill_the_daemon()
+    demo.remove_the_file()
+    demo.end_the_daemon()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(tell_story(tell))

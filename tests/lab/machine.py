@@ -21,6 +21,9 @@ from attrs import frozen
 LAB = Path(__file__).resolve().parent
 TOP = LAB.parent.parent
 
+PYTEST = "tests/lab/inside_pytest.py"
+"""What runs in the guest when no other program is named."""
+
 DEADLINE_EXIT = 124
 """What timeout(1) returns too."""
 
@@ -123,7 +126,9 @@ def machine_options(system: System, kvm: bool) -> list[str]:
     ]  # fmt: skip
 
 
-def guest_command(system: System, kernel: Path, output: Path, mode: str, kvm: bool) -> list[str]:
+def guest_command(
+    system: System, kernel: Path, output: Path, mode: str, program: str, kvm: bool
+) -> list[str]:
     """The whole virtme-run command line (virtme-ng's lower half: vng adds nothing we need)."""
     image = next(kernel.glob("boot/vmlinux-*"))
     # A copy in the one folder that is there before `inside` has mounted the others.
@@ -132,6 +137,7 @@ def guest_command(system: System, kernel: Path, output: Path, mode: str, kvm: bo
     options = [
         *KERNEL_OPTIONS,
         f"arcsup.checkout={TOP}",
+        f"arcsup.program={program}",
         f"arcsup.python={system.python}",
         f"arcsup.prefix={sys.base_prefix if system.is_host else '/usr'}",
     ]
@@ -214,7 +220,7 @@ def run_guest(command: list[str], output: Path, deadline: float) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(guest.pid, signal.SIGKILL)
     if not (output / "finished").exists():
-        show_tail("the guest ended before pytest did", output)
+        show_tail("the guest ended before what it runs did", output)
         return status or 1
     return status
 
@@ -234,6 +240,7 @@ def main() -> int:
     for option in ("--kernel", "--output", "--cache"):
         parser.add_argument(option, type=Path, required=True)
     parser.add_argument("--mode", choices=["pytest", "shell"], required=True)
+    parser.add_argument("--program", default="")
     parser.add_argument("--deadline", type=float, required=True)
     parser.add_argument("--sysroot", required=True)
     parser.add_argument("pytest", nargs="*")
@@ -248,7 +255,8 @@ def main() -> int:
     (output / "arguments").write_text("".join(f"{argument}\0" for argument in pytest))
     system = find_system(arguments.sysroot, arguments.cache)
     kvm = find_kvm(system, arguments.kernel, arguments.cache)
-    command = guest_command(system, arguments.kernel, output, arguments.mode, kvm)
+    program = arguments.program or PYTEST
+    command = guest_command(system, arguments.kernel, output, arguments.mode, program, kvm)
     (output / "command.txt").write_text(shlex.join(command) + "\n")
     os.chdir(output)  # where the QMP socket is made: its path may have 107 bytes at most
     if arguments.mode == "shell":
