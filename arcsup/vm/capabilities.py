@@ -23,7 +23,7 @@ from arcsup.host.trust import find_distrust
 from arcsup.model import Vm
 from arcsup.vm.programs import last_words, run_program
 
-SECONDS_PER_QUESTION = 15.0
+SECONDS_PER_QUESTION = 60.0
 """One list takes 0.04 to 0.12 s; a cold disk or a hundred siblings make it slower."""
 
 QEMU_BINARIES = (
