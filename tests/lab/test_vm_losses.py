@@ -34,7 +34,7 @@ def test_a_card_that_fell_off_its_bus_is_lost_until_its_driver_says_that_it_has_
     first, other = daemon.wait_for("one", "running"), daemon.wait_for("two", "running")
     say_xid(card, 31, "pid=1, name=guest")
     told = f"{card.name}: Xid 31"
-    daemon.until(lambda: told in str(daemon.client.get("/v1/events")), "a guest's fault is told")
+    daemon.until(lambda: told in daemon.arcsup("events").stdout, "a guest's fault is told")
     assert daemon.status("one")["pid"] == first["pid"], "and ends nothing"
 
     say_xid(card, 79, "GPU has fallen off the bus.")
