@@ -3,7 +3,7 @@
 import os
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from uuid import uuid4
 
@@ -36,6 +36,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Let ``make soak`` say how much of what."""
     parser.addoption("--soak-steps", type=int, default=60, help="random steps of test_soak.py")
     parser.addoption("--soak-seed", type=int, default=1, help="what they are made from")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Tell at once what failed: a guest that hangs later would take it along."""
+    report = yield
+    if report.failed:
+        item.config.get_terminal_writer().line(f"\n{report.longreprtext}")
+    return report
 
 
 SIMULATION = Path("/sys/module/vgpu_sim/parameters")
