@@ -27,6 +27,15 @@ PYTEST = "tests/lab/inside_pytest.py"
 DEADLINE_EXIT = 124
 """What timeout(1) returns too."""
 
+BOOT_SECONDS = 300.0
+"""A guest that has not come to its first program by then hangs: QEMU 7.2 under TCG stood still once
+in some fifty boots, its main loop too."""
+
+
+class HungAtBoot(Exception):
+    """The guest came to no program of ours."""
+
+
 KERNEL_OPTIONS = [
     "intel_iommu=on",
     "hugepages=64",  # of 2 MiB, half of them on each node
@@ -185,8 +194,11 @@ def find_kvm(system: System, kernel: Path, cache: Path) -> bool:
 
 
 def run_guest(command: list[str], output: Path, deadline: float) -> int:
-    """Run the guest's pytest; its output goes to stdout as it comes, and to OUTPUT/output.txt."""
-    console = output / "console.txt"
+    """Run the guest's pytest; its output goes to stdout as it comes, and to OUTPUT/output.txt.
+
+    Raises HungAtBoot when nothing has begun to run in it within BOOT_SECONDS.
+    """
+    console, begun = output / "console.txt", output / "kernel.log"
     # Ended by timeout(1) or by CI, the guest ends too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with (
@@ -203,9 +215,16 @@ def run_guest(command: list[str], output: Path, deadline: float) -> int:
     ):
         assert guest.stdout is not None
         selector.register(guest.stdout, selectors.EVENT_READ)
-        end = time.monotonic() + deadline
+        started = time.monotonic()
+
+        def time_left() -> float:
+            limit = deadline if begun.exists() else min(deadline, BOOT_SECONDS)
+            return started + limit - time.monotonic()
+
         try:
-            while selector.select(max(0.0, end - time.monotonic())):
+            while (left := time_left()) > 0:
+                if not selector.select(left):
+                    continue
                 data = os.read(guest.stdout.fileno(), 65536)
                 if not data:
                     break
@@ -213,6 +232,8 @@ def run_guest(command: list[str], output: Path, deadline: float) -> int:
                     target.write(data)
                     target.flush()
             else:
+                if not begun.exists():
+                    raise HungAtBoot
                 show_tail(f"the guest did not end within {deadline:.0f} s", output)
                 return DEADLINE_EXIT
             status = guest.wait(timeout=60)
@@ -261,7 +282,12 @@ def main() -> int:
     os.chdir(output)  # where the QMP socket is made: its path may have 107 bytes at most
     if arguments.mode == "shell":
         return subprocess.call(command)
-    return run_guest(command, output, arguments.deadline)
+    for again in ("it is tried once more", "twice"):
+        try:
+            return run_guest(command, output, arguments.deadline)
+        except HungAtBoot:
+            show_tail(f"the guest did not boot within {BOOT_SECONDS:.0f} s; {again}", output)
+    return DEADLINE_EXIT
 
 
 if __name__ == "__main__":
