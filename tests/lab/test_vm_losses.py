@@ -11,12 +11,19 @@ SIMULATION = Path("/sys/module/vgpu_sim/parameters")
 MBOCHS = Path("/sys/class/mdev_bus/mbochs")
 
 
-def wait_until_lost(daemon: Daemon) -> str:
-    """Wait until the VM has ended for a lost device; return what it waits for."""
-    lost = daemon.wait_for("one", "waiting")
+def wait_until_lost(daemon: Daemon, why: str = "") -> None:
+    """Wait until the VM has ended for a lost device, and waits for it; ``why`` is in its reason."""
+
+    def waits() -> bool:
+        status = daemon.status("one")
+        # Until the devices were looked at again, it is about to start.
+        return status["state"] == "waiting" and "gpus[0]" in status["reason"]
+
+    daemon.until(waits, "it waits for its device")
+    lost = daemon.status("one")
     assert lost["lastExit"]["class"] == "device-lost"
     assert lost["restarts"] == 0
-    return str(lost["reason"])
+    assert why in lost["reason"]
 
 
 def say_xid(card: Path, number: int, words: str) -> None:
@@ -39,7 +46,7 @@ def test_a_card_that_fell_off_its_bus_is_lost_until_its_driver_says_that_it_has_
 
     say_xid(card, 79, "GPU has fallen off the bus.")
 
-    assert "Xid 79" in wait_until_lost(daemon)
+    wait_until_lost(daemon, "Xid 79")
     [shown] = [it for it in daemon.client.get("/v1/gpus") if it["address"] == card.name]
     assert not shown["usable"]
     assert "Xid 79" in shown["why"]
@@ -59,7 +66,7 @@ def test_a_card_that_its_drm_driver_gave_up_is_lost_until_it_is_bound_anew(
 
     write(SIMULATION / "drm_wedged", f"{gvtg.name} rebind,bus-reset")
 
-    assert "its driver has given it up (WEDGED=rebind,bus-reset)" in wait_until_lost(daemon)
+    wait_until_lost(daemon, "its driver has given it up (WEDGED=rebind,bus-reset)")
     write(gvtg / "driver/unbind", gvtg.name)
     write(Path("/sys/bus/pci/drivers_probe"), gvtg.name)
     daemon.wait_for("one", "running")
