@@ -206,4 +206,6 @@ prepare() {
     else
         need_suite
     fi
+    # The guest would inherit the lock, and keep every other run waiting.
+    exec 9>&-
 }
