@@ -30,6 +30,8 @@ def main() -> int:
     # T="tests/lab/test_mdev.py::test_x" stands for itself, T="-k mdev" for a choice among all.
     is_named = any(Path(argument.split("::")[0]).exists() for argument in arguments)
     options = ["-p", "pytest_trio.plugin", "-p", "no:cacheprovider"]
+    # What takes two minutes in here may be slow and not stuck.
+    options += ["-o", "faulthandler_timeout=600"]
     options += [f"--junit-xml={output}/junit.xml", *([] if is_named else ["tests/lab"])]
     try:
         return int(pytest.main([*options, *arguments]))
