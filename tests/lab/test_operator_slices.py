@@ -7,7 +7,7 @@ import socket
 import subprocess
 from pathlib import Path
 
-from tests.lab.kernel import PARENTS, PCI, bind, create, mdevs, unbind, write
+from tests.lab.kernel import PARENTS, PCI, bind, create, mdevs, unbind, wait_until, write
 from tests.lab.vms import TINY
 from tests.qemu.daemon import Daemon
 
@@ -38,9 +38,11 @@ def test_a_daemon_whose_events_were_dropped_looks_again(daemon: Daemon, cards: l
     daemon.wait_for("one", "waiting")
     assert daemon.process is not None
     pid = daemon.process.pid
-    shrink_event_sockets(pid)
     daemon.process.send_signal(signal.SIGSTOP)
     try:
+        # Its descriptors stay as they are only while it is stopped.
+        wait_until(lambda: "T (stopped)" in Path(f"/proc/{pid}/status").read_text())
+        shrink_event_sockets(pid)
         for _ in range(EVENTS):
             write(PCI / cards[1].name / "uevent", "change")
         settle()
