@@ -1,5 +1,4 @@
-"""The keeper of virtual functions on a device tree whose driver is played; the kernel's own is in
-tests/lab/test_vm_vfs.py."""
+"""The keeper of virtual functions on a device tree whose driver is played."""
 
 import json
 from collections.abc import AsyncIterator, Callable, Mapping

@@ -152,7 +152,6 @@ def test_a_vm_leaves_a_wedged_function_for_another(
     [
         ("same-type", "GRID P4-2Q", "GRID P4-2A"),
         ("same-size", "GRID P4-2A", "GRID P4-4Q"),
-        ("mixed", "GRID P4-4Q", "GRID P4-8Q"),
     ],
 )
 def test_nvidia_mdevs_share_a_card_as_its_driver_lets_them(
@@ -188,19 +187,3 @@ def test_a_gvtg_vgpu_lives_its_whole_life(gvtg: Path, daemon: Daemon) -> None:
     stop(daemon, "one")
 
     assert daemon.wait_for("large", "running")["gpus"][0]["vramMiB"] == 512
-
-
-def test_mdevs_on_an_old_kernels_vfs_are_one_to_a_vf(
-    vendor_vfs: VendorVfs, pf: Path, daemon: Daemon
-) -> None:
-    vfs = vendor_vfs(vf_interface="mdev")
-    for name in ("one", "two"):
-        daemon.drop(name, asking_for("mdevType: NVIDIA L40S-2Q"))
-    gpus = [daemon.wait_for(name, "running")["gpus"][0] for name in ("one", "two")]
-    parents = {gpu["parent"] for gpu in gpus}
-    assert len(parents) == 2
-    assert parents <= {vf.name for vf in vfs}
-    assert kill_and_see_it_come_back(daemon, "two")["gpus"] == gpus[1:]
-    for name in ("one", "two"):
-        stop(daemon, name)
-    assert not mdevs()
