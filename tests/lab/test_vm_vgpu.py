@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.lab.kernel import driver_of, mdevs, read, types_of, write
+from tests.lab.kernel import driver_of, mdevs, read, write
 from tests.lab.vms import TINY
 from tests.qemu.daemon import Daemon
 
@@ -173,17 +173,3 @@ def test_nvidia_mdevs_share_a_card_as_its_driver_lets_them(
     stop(daemon, "beside")
     assert daemon.wait_for("refused", "running")["restarts"] == 0
     assert len(mdevs()) == 1
-
-
-def test_a_gvtg_vgpu_lives_its_whole_life(gvtg: Path, daemon: Daemon) -> None:
-    daemon.drop("one", asking_for("mdevType: i915-GVTg_V5_8"))
-    [gpu] = daemon.wait_for("one", "running")["gpus"]
-    assert (gpu["parent"], gpu["vramMiB"]) == (gvtg.name, 384)
-    assert types_of(gvtg) == {"i915-GVTg_V5_4": 0, "i915-GVTg_V5_8": 1}
-    daemon.drop("large", asking_for("mdevType: i915-GVTg_V5_4"))
-    assert "gpus[0]" in daemon.wait_for("large", "waiting")["reason"]
-    assert kill_and_see_it_come_back(daemon, "one")["gpus"] == [gpu]
-
-    stop(daemon, "one")
-
-    assert daemon.wait_for("large", "running")["gpus"][0]["vramMiB"] == 512
