@@ -161,6 +161,16 @@ def test_the_chain_of_a_failed_vm_leads_to_its_end_and_to_what_can_be_done() -> 
     assert (last.what, last.because) == ("its QEMU ended", "crash (signal 9)")
 
 
+def test_the_chain_of_a_vm_that_never_had_a_qemu_says_its_cause_once() -> None:
+    unstarted = LastExit(ExitClass.START_FAILED, None, None, CRASH.at, "no bridge br0")
+    vm = managed(failure=Failure("no bridge br0", "d"), last_exit=unstarted)
+    world = view(vm)
+
+    [only] = explain(show_vm(vm, world, PLACES), {NAME: vm}, world, PLACES).chain
+
+    assert only.because == "no bridge br0"
+
+
 def test_the_chain_follows_after_to_the_vm_that_holds_up_the_others() -> None:
     database = VmName("database")
     web, other = managed(), managed(failure=Failure("no disk", "d"))
