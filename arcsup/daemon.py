@@ -140,7 +140,8 @@ def _open_workshop(
             dirty.mark("devices")
         if comes_back:
             metrics.count_restart(vm, last_exit.exit_class)
-        tell(vm, "ended", f"QEMU ended: {in_words(last_exit)}", exitClass=last_exit.exit_class)
+        what = "QEMU ended" if last_exit.had_qemu else "no QEMU could be started"
+        tell(vm, "ended", f"{what}: {in_words(last_exit)}", exitClass=last_exit.exit_class)
 
     def device_failed(choice: SliceChoice | OwnedSlice) -> None:
         allocation.note_failure(choice)

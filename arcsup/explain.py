@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping
 from attrs import frozen
 
 from arcsup.fleet import View
-from arcsup.model import ExitClass, LastExit, State, VmName, VmStatus, Why, WhyLink
+from arcsup.model import State, VmName, VmStatus, Why, WhyLink
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import judge
@@ -53,7 +53,7 @@ def _links(status: VmStatus, around: _Around, *, seen: frozenset[VmName]) -> Ite
     yield from _faults(vm)
     last = vm.record.last_exit
     if status.state in (State.BACKOFF, State.FAILED) and last is not None:
-        if _had_qemu(last):
+        if last.had_qemu:
             yield WhyLink("its QEMU ended", in_words(last), last.at, f"arcsup logs {vm.name}")
         elif last.detail not in status.reason:
             yield WhyLink("it could not be started", last.detail, last.at)
@@ -63,11 +63,6 @@ def _links(status: VmStatus, around: _Around, *, seen: frozenset[VmName]) -> Ite
         if not condition.status
     )
     yield from _predecessors(vm, around, seen=seen | {vm.name})
-
-
-def _had_qemu(last: LastExit) -> bool:
-    """Tell whether there was a QEMU to end: what its disks lack, say, is seen before."""
-    return last.exit_class is not ExitClass.START_FAILED or (last.code, last.signal) != (None, None)
 
 
 def _because(status: VmStatus) -> str:

@@ -379,6 +379,12 @@ class LastExit:
     at: datetime
     detail: str = ""
 
+    @property
+    def had_qemu(self) -> bool:
+        """Whether there was a QEMU to end: what its disks lack, say, is seen before."""
+        known = self.code is not None or self.signal is not None
+        return known or self.exit_class is not ExitClass.START_FAILED
+
 
 @frozen
 class Condition:

@@ -11,7 +11,7 @@ import click
 from arcsup.cli.modes import as_mode, mode_options
 from arcsup.cli.operate import is_file, read_vm_file
 from arcsup.cli.output import output_options, print_data, print_json
-from arcsup.cli.places import PlaceOptions, find_places, place_options
+from arcsup.cli.places import PlaceOptions, as_daemon_has_them, find_places, place_options
 from arcsup.cli.session import Session, complete_vm_names, tell_error
 from arcsup.control.client import vm_path
 from arcsup.errors import (
@@ -165,8 +165,8 @@ def qemu(
 ) -> int:
     """Print the exact QEMU command line of a VM.
 
-    Nothing is made or started, and no daemon is needed. For a shell, what QEMU needs beside it
-    comes first: its folders and helper programs.
+    Nothing is made or started, and no daemon is needed; where one runs, it says where its folders
+    are. For a shell, what QEMU needs beside it comes first: its folders and helper programs.
 
     The switches are those of `arcsup start`: the command line is that of such a run.
 
@@ -181,7 +181,7 @@ def qemu(
     # Needs the libraries of the daemon, which is why it is imported here.
     from arcsup.offline import preview_offline
 
-    places, config = find_places(session.run, **options)
+    places, config = find_places(session.run, **as_daemon_has_them(session, options))
     file = Path(what).absolute() if is_file(what) else _find_file(session, places, what)
     text = read_vm_file(file)
     mode = as_mode({"preinstall": preinstall, "safe_mode": safe_mode, "disable_gpu": disable_gpu})

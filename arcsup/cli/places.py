@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, TypedDict, TypeVar, Unpack
 
 import click
 
-from arcsup.errors import NoSuchObject
+from arcsup.errors import DaemonUnreachable, NoSuchObject
 from arcsup.places import Places
 
 if TYPE_CHECKING:
+    from arcsup.cli.session import Session
+    from arcsup.control.shapes import ReportJson
     from arcsup.spec.config import Config
 
 T = TypeVar("T", bound=Callable[..., object])
@@ -69,6 +71,24 @@ def find_places(named_run: str | None, **options: Unpack[PlaceOptions]) -> tuple
         sysfs=_choose(options["sysfs"], settings.sysfs_root, default.sysfs),
     )
     return places, settings
+
+
+def as_daemon_has_them(session: "Session", options: PlaceOptions) -> PlaceOptions:
+    """Return the options with what was not given as the running daemon has it, if one runs."""
+    try:
+        report: ReportJson = session.client.get("/v1/daemon")
+    except DaemonUnreachable:
+        return options
+    told = {name: Path(path) for name, path in report["places"].items()}
+    config = told["config"] if told["config"].exists() else None
+    return PlaceOptions(
+        config=options["config"] or config,
+        vms=options["vms"] or told["vms"],
+        run=options["run"] or told["run"],
+        state=options["state"] or told["state"],
+        log_dir=options["log_dir"] or told["log"],
+        sysfs=options["sysfs"] or told["sysfs"],
+    )
 
 
 def _choose(option: Path | None, setting: Path | None, default: Path) -> Path:

@@ -461,6 +461,18 @@ def test_the_command_that_is_printed_runs_when_it_is_pasted(short_dir: Path, mor
         time.sleep(0.01)
 
 
+def test_the_command_that_is_printed_has_the_folders_of_the_daemon_that_runs(
+    daemon: Daemon,
+) -> None:
+    daemon.drop("one")
+    daemon.wait_for("one", "running")
+
+    printed = daemon.arcsup("qemu", "one", "-o", "argv")
+
+    assert printed.returncode == 0, printed.stderr
+    assert f"logfile={daemon.log}/one/console.log" in printed.stdout
+
+
 # --- a user's session ----------------------------------------------------------------------------
 
 
