@@ -80,39 +80,42 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
     allocation.look.homes = fleet.slice_homes
     allocation.losses.changed = partial(dirty.mark, "devices")
     allocation.losses.tell = partial(_tell_of_device, workshop)
-    async with trio.open_nursery() as vms, trio.open_nursery() as nursery:
-        keeper = VfKeeper(
-            places.sysfs,
-            VfJournal.load(places.state / "vfs.json", workshop.boot_id),
-            partial(workshop.tell, None),
-            partial(dirty.mark, "devices"),
-            vms,
-        )
-        reconciler = Reconciler(fleet, dirty, metrics, vms, config.resync, keeper)
-        operator = Operator(fleet, reconciler, event_log, metrics)
-        reconciler.adopt_all()
-        # From here on everything that changes marks; nothing is decided before the files are read.
-        nursery.start_soon(watch_files, places.vms, partial(dirty.mark, "files"))
-        losses = allocation.losses
-        nursery.start_soon(watch_uevents, partial(dirty.mark, "kernel"), losses.hear_uevent)
-        nursery.start_soon(watch_kernel_log, losses.hear_log)
-        nursery.start_soon(reconciler.run)
-        nursery.start_soon(_feed_watchdog, reconciler)
-        nursery.start_soon(_tell_status, fleet)
-        await reconciler.files_read.wait()
-        await nursery.start(partial(serve_control, operator, places.socket, group=config.group))
-        if config.monitoring_group is not None:
-            reading = partial(serve_control, read_only=True, group=config.monitoring_group)
-            await nursery.start(reading, operator, places.read_only_socket)
-        notify(READY=1)
-        logger.info("ready", extra={"VMS": len(fleet.vms), "VM_DIRECTORY": places.vms})
-        await _obey_signals(reconciler)
-        notify(STOPPING=1)
-        reconciler.ending = True
-        if stop_vms or await host_goes_down(system=places.system):
-            nursery.start_soon(ask_for_time)
-            await _stop_all(fleet)
-        nursery.cancel_scope.cancel()
+    async with trio.open_nursery() as vms:
+        async with trio.open_nursery() as nursery:
+            keeper = VfKeeper(
+                places.sysfs,
+                VfJournal.load(places.state / "vfs.json", workshop.boot_id),
+                partial(workshop.tell, None),
+                partial(dirty.mark, "devices"),
+                vms,
+            )
+            reconciler = Reconciler(fleet, dirty, metrics, vms, config.resync, keeper)
+            operator = Operator(fleet, reconciler, event_log, metrics)
+            reconciler.adopt_all()
+            # From here on everything that changes marks; nothing is decided before the files are
+            # read.
+            nursery.start_soon(watch_files, places.vms, partial(dirty.mark, "files"))
+            losses = allocation.losses
+            nursery.start_soon(watch_uevents, partial(dirty.mark, "kernel"), losses.hear_uevent)
+            nursery.start_soon(watch_kernel_log, losses.hear_log)
+            nursery.start_soon(reconciler.run)
+            nursery.start_soon(_feed_watchdog, reconciler)
+            nursery.start_soon(_tell_status, fleet)
+            await reconciler.files_read.wait()
+            await nursery.start(partial(serve_control, operator, places.socket, group=config.group))
+            if config.monitoring_group is not None:
+                reading = partial(serve_control, read_only=True, group=config.monitoring_group)
+                await nursery.start(reading, operator, places.read_only_socket)
+            notify(READY=1)
+            logger.info("ready", extra={"VMS": len(fleet.vms), "VM_DIRECTORY": places.vms})
+            await _obey_signals(reconciler)
+            notify(STOPPING=1)
+            reconciler.ending = True
+            if stop_vms or await host_goes_down(system=places.system):
+                nursery.start_soon(ask_for_time)
+                await _stop_all(fleet)
+            nursery.cancel_scope.cancel()
+        # Only now: a copy of a disk that was cancelled is ended on the monitor of its VM.
         vms.cancel_scope.cancel()
 
 

@@ -34,8 +34,10 @@ from arcsup.spec.native import load_vm, vm_to_native
 from arcsup.steps import list_steps
 from arcsup.transient import is_in_directory, take_up
 from arcsup.unattended.store import Answers, add_answers
+from arcsup.vm.live_clone import clone_running
 from arcsup.vm.managed import ManagedVm
 from arcsup.vm.modes import check_mode
+from arcsup.vm.qemu_img import Report
 from arcsup.vm.record import FRESH
 
 QMP_ANSWER = 30.0
@@ -273,6 +275,11 @@ class Operator:
             return await trio.to_thread.run_sync(_read_picture, picture)
         finally:
             picture.unlink(missing_ok=True)
+
+    async def clone(self, name: str, source: Path, target: Path, report: Report) -> None:
+        """Copy a disk of a VM that runs to a new image."""
+        vm, workshop = self.fleet.find(name), self.fleet.workshop
+        await clone_running(vm, workshop, source, target, report)
 
     async def reload(self) -> None:
         """Read the configuration and every VM file again."""

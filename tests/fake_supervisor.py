@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -140,7 +140,10 @@ class FakeSupervisor:
     devices: Inventory = field(factory=Inventory)
 
     stuck: bool = False
-    """``settle`` and ``wait_for`` never come to an end by themselves."""
+    """``settle``, ``wait_for`` and ``clone`` never come to an end by themselves."""
+
+    copied: list[tuple[Path, Path]] = field(factory=list)
+    """What was asked to be cloned, and where to."""
 
     def add(self, *statuses: VmStatus) -> None:
         self.vms.update({status.name: status for status in statuses})
@@ -237,6 +240,15 @@ class FakeSupervisor:
     async def screenshot(self, name: str) -> bytes:
         await self._act("screenshot", name)
         return PNG
+
+    async def clone(
+        self, name: str, source: Path, target: Path, report: Callable[[float], None]
+    ) -> None:
+        await self._act("clone", name)
+        self.copied.append((source, target))
+        report(50.0)
+        if self.stuck:
+            await trio.sleep_forever()
 
     async def reload(self) -> None:
         self.calls.append(("reload",))

@@ -1,20 +1,32 @@
 """The guest agent: asked only after it has shown that it reads."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import trio
 
-from arcsup.vm.agent import ask_guest_to_power_down
+from arcsup.vm.agent import (
+    ask_guest_to_power_down,
+    find_agent,
+    freeze_file_systems,
+    thaw_file_systems,
+)
 
 OLDER = b'"}\n[1]\n{"return": 5}\n'
+
+REFUSED = b'{"error": {"class": "CommandNotFound", "desc": "disabled"}}\n'
 
 Answer = Callable[[dict[str, Any]], bytes]
 
 
-async def ask(folder: Path, answer: Answer) -> tuple[bool | None, list[str]]:
+async def ask(
+    folder: Path,
+    answer: Answer,
+    question: Callable[[Path], Awaitable[bool]] = ask_guest_to_power_down,
+) -> tuple[bool | None, list[str]]:
     """Ask an agent that answers so; return what came of it (None: no end) and what it heard."""
     heard: list[str] = []
     listener = trio.socket.socket(trio.socket.AF_UNIX)
@@ -38,7 +50,7 @@ async def ask(folder: Path, answer: Answer) -> tuple[bool | None, list[str]]:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve)
             with trio.move_on_after(0.5):
-                result = await ask_guest_to_power_down(folder / "agent.sock")
+                result = await question(folder / "agent.sock")
     return result, heard
 
 
@@ -64,3 +76,27 @@ async def test_an_agent_that_is_silent_is_not_asked(short_dir: Path) -> None:
 
 async def test_without_an_agent_nothing_is_asked(short_dir: Path) -> None:
     assert await ask_guest_to_power_down(short_dir / "agent.sock") is False
+    assert await find_agent(short_dir / "agent.sock") is False
+
+
+@pytest.mark.parametrize(
+    ("said", "halted"), [(b'{"return": 2}\n', True), (b'{"return": 0}\n', False), (REFUSED, False)]
+)
+async def test_file_systems_are_halted_when_the_agent_says_so(
+    short_dir: Path, said: bytes, halted: bool
+) -> None:
+    heard = await ask(short_dir, lambda it: sync(it) or said, freeze_file_systems)
+
+    assert heard == (halted, ["guest-sync", "guest-fsfreeze-freeze"])
+
+
+async def test_file_systems_that_were_not_halted_go_on_too(short_dir: Path) -> None:
+    result, _ = await ask(short_dir, lambda it: sync(it) or b'{"return": 0}\n', thaw_file_systems)
+
+    assert result
+
+
+async def test_an_agent_may_refuse_to_thaw(short_dir: Path) -> None:
+    result, _ = await ask(short_dir, lambda it: sync(it) or REFUSED, thaw_file_systems)
+
+    assert result is False

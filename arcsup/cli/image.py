@@ -18,7 +18,7 @@ from arcsup.cli.output import output_options, print_data, print_table
 from arcsup.cli.places import PlaceOptions, place_options
 from arcsup.cli.progress import showing_progress
 from arcsup.cli.session import Session
-from arcsup.control.client import vm_path
+from arcsup.control.client import follow_work, vm_path
 from arcsup.errors import ExitCode, NoSuchObject, NotPermitted, Refused, UsageError
 
 if TYPE_CHECKING:
@@ -129,9 +129,11 @@ def clone(
 ) -> int:
     """Make another image with the same content.
 
-    A copy has everything in itself, also what an overlay had in its base. It is refused while a
-    VM writes to the image. With --linked the new image only keeps what is written to it; the
-    original must not be written to from then on.
+    A copy has everything in itself, also what an overlay had in its base. Of a VM that runs it is
+    what the disk held when it began, with the guest's file systems written out where its agent
+    answers; it is qcow2 then, and in STATE/images or imageDirs where QEMU is not root's. With
+    --linked the new image only keeps what is written to it; the original must not be written to
+    from then on.
 
     \b
     Example:
@@ -141,14 +143,30 @@ def clone(
 
     users = find_users(session, **options)
     path = _find(users, source)
-    _refuse_running(users, path, disk_only=True)
+    running = None if linked else users.find_running(path)
+    if running is None:
+        _refuse_running(users, path, disk_only=True)
     new = users.resolve(target)
     if new.is_relative_to(users.resolve(".")):
         new.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with showing_progress(f"copying {source}") as report:
-        trusted = users.trust_beside(path)
-        _work(lambda: clone_image(path, new, report, trusted, linked=linked))
+        if running is not None:
+            _clone_in_qemu(session, running[0], path, new, report)
+        else:
+            trusted = users.trust_beside(path)
+            _work(lambda: clone_image(path, new, report, trusted, linked=linked))
+    if running is not None and users.format_of(path) != "qcow2":
+        print(f"{target} is qcow2: a VM file says `format: qcow2`", file=sys.stderr)
     return ExitCode.OK
+
+
+def _clone_in_qemu(
+    session: Session, vm: str, path: Path, new: Path, report: Callable[[float], None]
+) -> None:
+    """Have a running QEMU copy one of its disks: nobody else may read what it writes to."""
+    body = {"disk": str(path), "target": str(new)}
+    for percent in follow_work(session.client.stream(vm_path(vm, "clone"), body=body)):
+        report(percent)
 
 
 @image.command()

@@ -13,6 +13,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from arcsup import __version__
+from arcsup.control.clone_route import make_clone_handler
 from arcsup.control.gpu_routes import GpuControl
 from arcsup.control.metrics import CONTENT_TYPE
 from arcsup.control.modes import take_answers, take_mode
@@ -29,6 +30,7 @@ from arcsup.control.requests import (
     while_wanted,
 )
 from arcsup.control.shapes import (
+    CloneJson,
     DoneJson,
     QmpJson,
     QmpReturnJson,
@@ -238,6 +240,14 @@ class Control:
             Operation("POST", f"{vm}/qmp", "QMP command", self.run_qmp, QmpReturnJson, QmpJson),
             Operation(
                 "POST", f"{vm}/screenshot", "The first display", self.take_screenshot, "image/png"
+            ),
+            Operation(
+                "POST",
+                f"{vm}/clone",
+                "Copy a disk of it while it runs; server-sent events tell how far it is",
+                make_clone_handler(self._supervisor, self._closing),
+                "text/event-stream",
+                CloneJson,
             ),
             *GpuControl(self._supervisor.gpus).operations(),
             Operation("GET", "/v1/plan", "What is to be done", self.list_steps, list[StepJson]),

@@ -108,9 +108,15 @@ class Client:
         """Post ``body`` as JSON and return what comes back as it is."""
         return self._ask("POST", _join(path, query), body, patience)
 
-    def stream(self, path: str, query: dict[str, str] | None = None) -> Iterator[tuple[int, Any]]:
-        """Yield (number, JSON) of each server-sent event until the daemon ends the stream."""
-        with self._open("GET", _join(path, query), None, SILENCE_TIMEOUT) as (answer, _):
+    def stream(
+        self, path: str, query: dict[str, str] | None = None, body: dict[str, Any] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield (number, JSON) of each server-sent event until the daemon ends the stream.
+
+        With a ``body`` it is posted. An event without a number has that of the one before, or 0.
+        """
+        method = "GET" if body is None else "POST"
+        with self._open(method, _join(path, query), body, SILENCE_TIMEOUT) as (answer, _):
             number, data = 0, ""
             for raw in answer:
                 line = raw.decode().rstrip("\r\n")
@@ -189,6 +195,20 @@ def _connect_to(socket_path: Path, timeout: float) -> socket.socket:
     return connection
 
 
+def follow_work(events: Iterator[tuple[int, Any]]) -> Iterator[float]:
+    """Yield how far something is that the daemon does, in percent, until it is done.
+
+    Raises what the daemon answers at its end, DaemonUnreachable where there is none.
+    """
+    for _, told in events:
+        if "error" in told:
+            raise _word_error(told["error"])
+        yield float(told["percent"])
+        if told.get("done"):
+            return
+    raise DaemonUnreachable("the daemon ended before it was done")
+
+
 def vm_path(name: str, *rest: str) -> str:
     """Return the path of a VM, whatever is in its name."""
     return "/".join(["/v1/vms", quote(name, safe=""), *rest])
@@ -220,8 +240,11 @@ def _read_line(answer: BufferedReader) -> bytes:
 
 def _make_error(status: int, body: bytes) -> ArcsupError:
     try:
-        error = json.loads(body)["error"]
-        code, message, hint = error["code"], error["message"], error["hint"]
+        return _word_error(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError):
         return ArcsupError(f"the daemon answered {status}: {body[:200].decode(errors='replace')}")
+
+
+def _word_error(error: dict[str, str]) -> ArcsupError:
+    code, message, hint = error["code"], error["message"], error["hint"]
     return _BY_CODE.get(code, ArcsupError)(message, hint)

@@ -186,6 +186,13 @@ QmpReturnJson = TypedDict("QmpReturnJson", {"return": Any})
 """What QEMU returned."""
 
 
+class CloneJson(TypedDict):
+    """What is copied, and where to: absolute paths."""
+
+    disk: str
+    target: str
+
+
 class DoneJson(TypedDict):
     """Nothing to tell but that it is done."""
 

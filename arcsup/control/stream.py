@@ -58,31 +58,33 @@ class EventStream(Response):
                 nursery.start_soon(self._send_new, send)
                 nursery.start_soon(self._send_heartbeats, send)
                 nursery.start_soon(_cancel_after, self._closing.wait, nursery.cancel_scope)
-                await _wait_for_disconnect(receive)
+                await wait_for_disconnect(receive)
                 nursery.cancel_scope.cancel()
         else:
             for number, event in self._supervisor.events(self._since, self._vm):
-                await _send_chunk(send, format_event(number, event))
+                await send_chunk(send, format_event(number, event))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _send_new(self, send: Send) -> None:
         # A comment at once: the client sees that it is connected before anything happens.
-        await _send_chunk(send, b": arcsup\n\n")
+        await send_chunk(send, b": arcsup\n\n")
         async with aclosing(self._supervisor.follow(self._since, self._vm)) as events:
             async for number, event in events:
-                await _send_chunk(send, format_event(number, event))
+                await send_chunk(send, format_event(number, event))
 
     async def _send_heartbeats(self, send: Send) -> None:
         while True:
             await trio.sleep(self._heartbeat)
-            await _send_chunk(send, b": still here\n\n")
+            await send_chunk(send, b": still here\n\n")
 
 
-async def _send_chunk(send: Send, chunk: bytes) -> None:
+async def send_chunk(send: Send, chunk: bytes) -> None:
+    """Send a piece of a body that goes on."""
     await send({"type": "http.response.body", "body": chunk, "more_body": True})
 
 
-async def _wait_for_disconnect(receive: Receive) -> None:
+async def wait_for_disconnect(receive: Receive) -> None:
+    """Return when the client has left."""
     while (await receive())["type"] != "http.disconnect":
         pass
 

@@ -4,7 +4,7 @@ Reading is immediate and never blocks. Commands record the operator's intent dur
 return; ``settle`` then waits until the VM is what was asked for.
 """
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -131,6 +131,15 @@ class Supervisor(Protocol):
 
     async def screenshot(self, name: str) -> bytes:
         """Return the guest's first display as PNG. Refused when it has none."""
+        ...
+
+    async def clone(
+        self, name: str, source: Path, target: Path, report: Callable[[float], None], /
+    ) -> None:
+        """Copy a disk of a VM that runs to a new image; ``report`` is told the percentage.
+
+        Cancelling it leaves nothing behind. Raises Refused, Terminal, Transient.
+        """
         ...
 
     async def reload(self) -> None:

@@ -49,7 +49,7 @@ def part_of(path: Path) -> Iterator[IO[bytes]]:
     """
     prefix, suffix = f".{path.name}.", ".part"
     for left in path.parent.glob(f"{_literal(prefix)}*{suffix}"):
-        with suppress(OSError), left.open("rb") as stream:
+        with suppress(OSError), open(left, "rb", opener=_open_at_once) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             left.unlink()
     with tempfile.NamedTemporaryFile(
@@ -61,6 +61,11 @@ def part_of(path: Path) -> Iterator[IO[bytes]]:
         finally:
             with suppress(FileNotFoundError):
                 Path(part.name).unlink()
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open a file for reading; a FIFO that somebody has put there would be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
 
 
 def _literal(name: str) -> str:

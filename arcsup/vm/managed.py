@@ -106,6 +106,8 @@ class ManagedVm:
     gpus_refused: Vm | None = None
     """The version whose GPUs could not come to the running QEMU, or go from it."""
     changing_gpus: bool = False
+    cloning: bool = False
+    """A disk of it is being copied."""
     unplugs: dict[str, trio.Event] = field(factory=dict)
     """Set when QEMU has given up the device of this id, or the guest has refused to."""
     process: Process | None = None

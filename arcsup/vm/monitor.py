@@ -23,6 +23,7 @@ from arcsup.alongside import alongside
 from arcsup.errors import Terminal, Transient
 from arcsup.plan.lifecycle import Phase, Step
 from arcsup.vm.launch import find_last_words
+from arcsup.vm.live_clone import end_left_clone
 from arcsup.vm.live_gpus import note_unplugged
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.presence import verify_slices
@@ -78,6 +79,7 @@ async def _serve_session(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -
                 await look(vm, workshop, qmp, bring_up)
                 # Nobody may have listened when the guest was reset.
                 await verify_slices(vm, workshop, qmp)
+                await end_left_clone(vm, workshop)
             async with alongside(_feel_pulse, vm, workshop, qmp):
                 async for event in qmp.events:
                     await _on_event(vm, workshop, qmp, event, bring_up)

@@ -13,7 +13,7 @@ import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
-from socket import SO_PEERCRED, SOL_SOCKET
+from socket import SCM_RIGHTS, SO_PEERCRED, SOL_SOCKET
 from typing import Any
 
 import trio
@@ -60,6 +60,16 @@ class Qmp:
 
         Raises ExecuteError when QEMU refuses, ExecInterruptedError when the session ends first.
         """
+        return await self._execute(command, arguments)
+
+    async def add_descriptor(self, descriptor: int, opaque: str) -> str:
+        """Give QEMU a descriptor; return the file name that it knows it by. Errors as above."""
+        added = await self._execute("add-fd", {"opaque": opaque}, descriptor)
+        return f"/dev/fdset/{added['fdset-id']}"
+
+    async def _execute(
+        self, command: str, arguments: Mapping[str, Any] | None, descriptor: int | None = None
+    ) -> Any:
         if self._ended:
             raise ExecInterruptedError(f"{command}: the QMP session has ended")
         self._last_id += 1
@@ -70,7 +80,7 @@ class Qmp:
         sender, receiver = trio.open_memory_channel[Message](1)
         self._replies[number] = sender
         try:
-            await self._send(bytes(message) + b"\n")
+            await self._send(bytes(message) + b"\n", descriptor)
             reply = await receiver.receive()
         except (trio.EndOfChannel, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise ExecInterruptedError(f"{command}: QEMU ended the session") from error
@@ -80,9 +90,11 @@ class Qmp:
             raise _as_error(message, reply)
         return reply.get("return")
 
-    async def _send(self, line: bytes) -> None:
+    async def _send(self, line: bytes, descriptor: int | None) -> None:
         async with self._lock:
             try:
+                if descriptor is not None and isinstance(self._stream, trio.SocketStream):
+                    line = line[await _send_along(self._stream, line, descriptor) :]
                 await self._stream.send_all(line)
             except trio.Cancelled:
                 # Nobody knows how much of the line is out: what came after it would be garbage.
@@ -118,6 +130,12 @@ class Qmp:
         if waiting is not None:
             with suppress(trio.WouldBlock):  # It has its answer; this is one too many.
                 waiting.send_nowait(message)
+
+
+async def _send_along(stream: trio.SocketStream, line: bytes, descriptor: int) -> int:
+    """Send (the beginning of) a line with a descriptor; return how many bytes of it went out."""
+    rights = (SOL_SOCKET, SCM_RIGHTS, struct.pack("i", descriptor))
+    return await stream.socket.sendmsg([line], [rights])
 
 
 def _parse(line: bytes) -> Message:

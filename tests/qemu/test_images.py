@@ -36,9 +36,14 @@ def test_a_snapshot_of_a_running_vm_is_its_qemus_work(daemon: Daemon) -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", [("revert", "a.qcow2", "one"), ("commit", "a.qcow2"), ("clone", "a.qcow2", "b.qcow2")]
+    "verb",
+    [
+        ("revert", "a.qcow2", "one"),
+        ("commit", "a.qcow2"),
+        ("clone", "--linked", "a.qcow2", "b.qcow2"),
+    ],
 )
-def test_an_image_is_not_changed_or_copied_under_a_running_vm(
+def test_an_image_is_not_changed_or_built_upon_under_a_running_vm(
     daemon: Daemon, verb: tuple[str, ...]
 ) -> None:
     daemon.drop("web", DISK)
