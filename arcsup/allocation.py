@@ -5,7 +5,8 @@ was chosen is written into a VM's record before it is made, and stays with the V
 wanted up: a crash reuses the slice, and only a VM that stays down gives it back.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 
 from attrs import Factory, define, evolve, field
 
@@ -15,9 +16,12 @@ from arcsup.look import DeviceLook
 from arcsup.losses import Losses
 from arcsup.model import GpuKind, NetworkType, Vm, VmName
 from arcsup.network_allocation import (
+    FindHeld,
     NetworkOutcomes,
     allocate_networks,
     as_slice_choices,
+    networks_held,
+    networks_held_on,
     version_of,
 )
 from arcsup.plan.assignment import (
@@ -38,6 +42,9 @@ from arcsup.vm.managed import ManagedVm
 
 STRIKES = 2
 """A slice that failed this often in a row is quarantined, and others are tried."""
+
+_Problem = tuple[list[VmRequests], Inventory, Policy, Mapping[Place, Held]]
+"""What ``assign`` takes."""
 
 
 def policy_of(config: Config) -> Policy:
@@ -86,26 +93,41 @@ class Allocation:
         """Choose slices for all VMs that are ``up`` or should be; the result is ``assignment``."""
         if self.inventory is None:
             return
-        vms, in_vain = tuple(vms), frozenset[VmName]()
-        while True:
-            # A VM that gets no network keeps no GPU from the others, and the other way round.
-            problem = self._pose(vms, up - in_vain, self.inventory)
-            _, inventory, policy, _ = problem
-            self.assignment = assign(*problem)
-            asking = [vm for vm in vms if vm.name in up]
-            self.networks = allocate_networks(asking, self.assignment, inventory, policy)
-            refused = {place[0] for place, it in self.networks.items() if isinstance(it, str)}
-            refused -= {vm.name for vm in asking if vm.phase is not Phase.DOWN}
-            if refused <= in_vain:
-                return
-            in_vain |= refused
+        inventory, vms = self.inventory, tuple(vms)
+        self._choose(vms, up, lambda asking: self._pose(vms, asking, inventory), networks_held)
 
     def plan_on(
         self, inventory: Inventory, vms: Iterable[ManagedVm], up: frozenset[VmName]
     ) -> None:
         """Choose on another host, of which its inventory alone knows whose each slice is."""
-        requests = [requests_of(vm) for vm in vms if vm.name in up and wants_devices(vm.vm)]
-        self.assignment = assign(requests, inventory, self.policy, {})
+        vms = tuple(vms)
+
+        def pose(asking: frozenset[VmName]) -> _Problem:
+            requests = [requests_of(vm) for vm in vms if vm.name in asking and wants_devices(vm.vm)]
+            return requests, inventory, self.policy, {}
+
+        self._choose(vms, up, pose, partial(networks_held_on, inventory))
+
+    def _choose(
+        self,
+        vms: tuple[ManagedVm, ...],
+        up: frozenset[VmName],
+        pose: Callable[[frozenset[VmName]], _Problem],
+        held: FindHeld,
+    ) -> None:
+        in_vain = frozenset[VmName]()
+        while True:
+            # A VM that gets no network keeps no GPU from the others, and the other way round.
+            problem = pose(up - in_vain)
+            _, inventory, policy, _ = problem
+            self.assignment = assign(*problem)
+            asking = [vm for vm in vms if vm.name in up]
+            self.networks = allocate_networks(asking, self.assignment, inventory, policy, held)
+            refused = {place[0] for place, it in self.networks.items() if isinstance(it, str)}
+            refused -= {vm.name for vm in asking if vm.phase is not Phase.DOWN}
+            if refused <= in_vain:
+                return
+            in_vain |= refused
 
     def explain(
         self, vm: ManagedVm, vms: Iterable[ManagedVm], up: frozenset[VmName], inventory: Inventory
@@ -128,7 +150,7 @@ class Allocation:
 
     def _pose(
         self, vms: Iterable[ManagedVm], up: frozenset[VmName], inventory: Inventory
-    ) -> tuple[list[VmRequests], Inventory, Policy, Mapping[Place, Held]]:
+    ) -> _Problem:
         """Return what choosing takes. Whose a slice is, the journal says, not the last look."""
         vms = tuple(vms)
         asking = [vm for vm in vms if vm.name in up and wants_devices(version_of(vm))]

@@ -1,6 +1,6 @@
 """Which virtual functions of network cards the VMs get, beside the GPUs that they were given."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 from attrs import evolve
 
@@ -17,19 +17,49 @@ NetworkOutcomes = Mapping[Place, NetworkChoice | str]
 """What each entry of ``networks`` that asks for a virtual function gets, or why nothing."""
 
 
+FindHeld = Callable[[Sequence[ManagedVm], Sequence[NetworkRequest]], Mapping[Place, str]]
+"""Returns the address of the virtual function that each entry has already."""
+
+
 def allocate_networks(
-    vms: Iterable[ManagedVm], assignment: Assignment, inventory: Inventory, policy: Policy
+    vms: Iterable[ManagedVm],
+    assignment: Assignment,
+    inventory: Inventory,
+    policy: Policy,
+    held: FindHeld,
 ) -> NetworkOutcomes:
     """Choose for the VMs that get the GPUs that they need, near to those."""
     asking = [vm for vm in vms if not assignment.obstacles_of(vm.name)]
     requests = [request for vm in asking for request in _requests(vm, assignment)]
-    held = {
+    return assign_network_vfs(requests, inventory, policy, held(asking, requests))
+
+
+def networks_held(
+    vms: Sequence[ManagedVm], _requests: Sequence[NetworkRequest]
+) -> Mapping[Place, str]:
+    """Return what entries have by the journal."""
+    return {
         (vm.name, owned.slot): owned.id
-        for vm in asking
+        for vm in vms
         for owned in vm.record.slices_in_use
         if owned.mac is not None
     }
-    return assign_network_vfs(requests, inventory, policy, held)
+
+
+def networks_held_on(
+    inventory: Inventory, _vms: Sequence[ManagedVm], requests: Sequence[NetworkRequest]
+) -> Mapping[Place, str]:
+    """Return what entries have by an inventory, which tells the VM and not the entry."""
+    theirs = [(card, vf) for card in inventory.network_cards for vf in card.vfs if vf.vm]
+    held: dict[Place, str] = {}
+    # Who names a function has it; the others have the rest, in their order.
+    for request in sorted(requests, key=lambda it: (it.parent is None, it.place)):
+        for card, vf in theirs:
+            if vf.vm == request.place[0] and request.parent in (None, card.address, vf.address):
+                held[request.place] = vf.address
+                theirs.remove((card, vf))
+                break
+    return held
 
 
 def as_slice_choices(name: VmName, outcomes: NetworkOutcomes) -> Iterator[SliceChoice]:

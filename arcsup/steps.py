@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from arcsup.devices import Backend
 from arcsup.fleet import Fleet, View
 from arcsup.model import Step, VmName
-from arcsup.network_allocation import as_slice_choices
 from arcsup.plan.assignment import Choice, Refusal
 from arcsup.plan.lifecycle import Phase
+from arcsup.plan.network_vfs import NetworkChoice
 from arcsup.plan.plan import (
     Action,
     ChangeGpus,
@@ -55,10 +55,9 @@ def _takes(fleet: Fleet, name: VmName) -> Iterator[Step]:
             yield Step(
                 "make" if makes else "bind", _describe(outcome), f"{what}: {outcome.because}"
             )
-    had = {owned.id for owned in fleet.vms[name].record.slices}
-    for choice in as_slice_choices(name, fleet.allocation.networks):
-        if choice.id not in had:
-            yield Step("bind", choice.id, f"{choice.asked_by} of {name}")
+    for (owner, number), chosen in fleet.allocation.networks.items():
+        if owner == name and isinstance(chosen, NetworkChoice) and not chosen.kept:
+            yield Step("bind", chosen.vf, f"networks[{number}] of {name}")
 
 
 def _describe(choice: Choice) -> str:

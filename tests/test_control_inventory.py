@@ -18,6 +18,8 @@ from arcsup.devices import (
     Function,
     Inventory,
     IommuGroup,
+    NetworkCard,
+    NetworkVf,
     NumaNodeSeen,
     Slice,
     SliceType,
@@ -89,6 +91,19 @@ cards = st.builds(
     why=texts,
     subsystem_name=texts,
 )
+network_vfs = st.builds(
+    NetworkVf, texts, st.none() | counts, st.none() | texts.map(VmName), obstacle=texts
+)
+network_cards = st.builds(
+    NetworkCard,
+    address=texts,
+    vendor=texts,
+    device=texts,
+    driver=st.none() | texts,
+    numa_node=st.none() | counts,
+    vfs_total=counts,
+    vfs=tuples(network_vfs),
+)
 inventories = st.builds(
     Inventory,
     hostname=texts,
@@ -97,6 +112,7 @@ inventories = st.builds(
     iommu=st.booleans(),
     numa=tuples(st.builds(NumaNodeSeen, counts, cpu_sets, counts.map(MiB))),
     faults=tuples(texts),
+    network_cards=tuples(network_cards),
 )
 
 MINIMAL: dict[str, Any] = {

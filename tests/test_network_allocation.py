@@ -1,12 +1,19 @@
 """Virtual functions of network cards, from VM files to what a start takes."""
 
+import json
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
+from arcsup.control.gpus import view_inventory
+from arcsup.control.inventory_file import read_inventory
 from arcsup.devices import Backend
+from arcsup.host.inventory import observe_host
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.model import VmName
+from arcsup.offline import plan_for_host
+from arcsup.spec.config import Config
 from arcsup.spec.identity import derive_mac
 from arcsup.steps import list_steps
 from arcsup.vm.slices import slice_devices
@@ -115,3 +122,57 @@ def test_more_devices_than_ports_are_too_many_and_not_on_one_port() -> None:
     ports = [device.port for device in slice_devices(make_vm("one"), slices)]
     assert len(set(ports)) == 9
     assert max(ports) == 8
+
+
+def far_steps(host: SmallHost, **owners: str) -> list[tuple[str, str, str]]:
+    """Plan by a file of the host's inventory; ``owners`` have functions."""
+    inventory = observe_host(host.places.sysfs)
+    (card,) = inventory.network_cards
+    names = {vf: VmName(name) for name, vf in owners.items()}
+    vfs = tuple(evolve(vf, vm=names.get(vf.address)) for vf in card.vfs)
+    inventory = evolve(inventory, network_cards=(evolve(card, vfs=vfs),))
+    far = read_inventory(json.dumps(view_inventory(inventory)))
+    host.places.sysfs.rename(host.top / "elsewhere")
+    steps = plan_for_host(host.places, Config(), far)
+    return [(step.verb, step.object, step.because) for step in steps]
+
+
+def test_an_inventory_tells_who_gets_a_network_and_who_waits(host: SmallHost) -> None:
+    for name in ("one", "two", "wide"):
+        host.drop(name, "memory: 64\nnetworks: [{type: vf}]\n")
+    host.drop("wide", "memory: 64\nnetworks: [{type: vf}, {type: vf}]\n")
+
+    steps = far_steps(host)
+
+    assert [step[1] for step in steps if step[0] == "bind"] == VFS
+    assert [step[1] for step in steps if step[0] == "start"] == ["one", "two"]
+    ((_, waits, why),) = (step for step in steps if step[0] == "wait")
+    assert (waits, why) == (
+        "wide",
+        "; ".join(
+            f"networks[{number}]: no virtual function is free ({CARD}: all are taken)"
+            for number in (0, 1)
+        ),
+    )
+
+
+def test_a_function_that_an_inventory_says_is_a_vms_stays_with_it(host: SmallHost) -> None:
+    host.drop("any", "memory: 64\nnetworks: [{type: vf}]\n")
+    host.drop("late", f"memory: 64\nnetworks: [{{type: vf}}, {{type: vf, parent: '{VFS[0]}'}}]\n")
+
+    steps = far_steps(host, late=VFS[0])
+
+    assert [step[:2] for step in steps if step[0] == "bind"] == [("bind", VFS[1])]
+    assert "any" in [step[1] for step in steps if step[0] == "start"]
+
+
+def test_a_vm_waits_where_an_inventory_has_no_network_card(host: SmallHost) -> None:
+    host.drop("one", "memory: 64\ngpus: [{mdevType: mbochs-large}]\nnetworks: [{type: vf}]\n")
+    inventory = evolve(observe_host(host.places.sysfs), network_cards=())
+
+    (step,) = plan_for_host(host.places, Config(), inventory)
+
+    assert (step.verb, step.because) == (
+        "wait",
+        "networks[0]: the host has no network card with SR-IOV",
+    )

@@ -9,9 +9,19 @@ from arcsup.control.shapes import (
     GpuTypeJson,
     GroupJson,
     InventoryJson,
+    NetworkCardJson,
     TypeVerdictJson,
 )
-from arcsup.devices import Backend, Card, Function, Inventory, IommuGroup, Slice, SliceType
+from arcsup.devices import (
+    Backend,
+    Card,
+    Function,
+    Inventory,
+    IommuGroup,
+    NetworkCard,
+    Slice,
+    SliceType,
+)
 from arcsup.model import GpuKind
 from arcsup.plan.survey import TypeVerdict
 from arcsup.spec.units import show_cpus
@@ -43,6 +53,7 @@ def view_inventory(inventory: Inventory) -> InventoryJson:
             for node in inventory.numa
         ],
         "faults": list(inventory.faults),
+        "networkCards": [_view_network_card(card) for card in inventory.network_cards],
     }
 
 
@@ -180,4 +191,19 @@ def _view_group(group: IommuGroup) -> GroupJson:
         "members": list(group.members),
         "viable": not group.blockers,
         "blockers": list(group.blockers),
+    }
+
+
+def _view_network_card(card: NetworkCard) -> NetworkCardJson:
+    return {
+        "address": card.address,
+        "vendor": card.vendor,
+        "device": card.device,
+        "driver": card.driver,
+        "numaNode": card.numa_node,
+        "vfsTotal": card.vfs_total,
+        "functions": [
+            {"address": vf.address, "iommuGroup": vf.group, "vm": vf.vm, "why": vf.obstacle}
+            for vf in card.vfs
+        ],
     }

@@ -17,6 +17,7 @@ from arcsup.control.shapes import (
     GpuSliceJson,
     GpuTypeJson,
     InventoryJson,
+    NetworkCardJson,
     NumaNodeJson,
 )
 from arcsup.devices import (
@@ -26,6 +27,8 @@ from arcsup.devices import (
     Function,
     Inventory,
     IommuGroup,
+    NetworkCard,
+    NetworkVf,
     NumaNodeSeen,
     Slice,
     SliceType,
@@ -106,6 +109,27 @@ def _to_inventory(data: InventoryJson) -> Inventory:
         iommu=data["iommu"],
         numa=tuple(_to_node(node, f".numa[{n}]") for n, node in enumerate(data["numa"])),
         faults=tuple(data.get("faults", ())),
+        network_cards=tuple(map(_to_network_card, data.get("networkCards", ()))),
+    )
+
+
+def _to_network_card(data: NetworkCardJson) -> NetworkCard:
+    return NetworkCard(
+        address=data["address"],
+        vendor=data["vendor"],
+        device=data["device"],
+        driver=data["driver"],
+        numa_node=data["numaNode"],
+        vfs_total=data["vfsTotal"],
+        vfs=tuple(
+            NetworkVf(
+                address=vf["address"],
+                group=vf["iommuGroup"],
+                vm=None if vf["vm"] is None else VmName(vf["vm"]),
+                obstacle=vf["why"],
+            )
+            for vf in data["functions"]
+        ),
     )
 
 

@@ -322,6 +322,27 @@ class NumaNodeJson(TypedDict):
     memoryMiB: int
 
 
+class NetworkVfJson(TypedDict):
+    """A virtual function of a network card; ``why``: why nobody can have it, "" when one can."""
+
+    address: str
+    iommuGroup: int | None
+    vm: str | None
+    why: str
+
+
+class NetworkCardJson(TypedDict):
+    """A network card that can have virtual functions, and ``functions``, those that it has."""
+
+    address: str
+    vendor: str
+    device: str
+    driver: str | None
+    numaNode: int | None
+    vfsTotal: int
+    functions: list[NetworkVfJson]
+
+
 class InventoryJson(TypedDict):
     """All that planning for a host needs to know of it; ``faults`` is what could not be read."""
 
@@ -332,3 +353,4 @@ class InventoryJson(TypedDict):
     numa: list[NumaNodeJson]
     kernel: NotRequired[str]
     faults: NotRequired[list[str]]
+    networkCards: NotRequired[list[NetworkCardJson]]

@@ -6,7 +6,7 @@ room, the lowest address first.
 
 from collections.abc import Callable, Iterable, Mapping
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from arcsup.devices import Inventory, NetworkCard, NetworkVf
 from arcsup.model import MacAddress, PciAddress
@@ -31,12 +31,16 @@ class NetworkRequest:
 
 @frozen
 class NetworkChoice:
-    """The virtual function ``vf`` of ``card`` that an entry gets, with its MAC address."""
+    """The virtual function ``vf`` of ``card`` that an entry gets, with its MAC address.
+
+    ``kept`` tells whether it is the one that it had.
+    """
 
     card: str
     vf: str
     mac: MacAddress
     numa_node: int | None
+    kept: bool = False
 
 
 @define(eq=False)
@@ -108,7 +112,7 @@ def _keep(request: NetworkRequest, rooms: list[_Room], had: str | None) -> Netwo
     for room in rooms:
         for vf in room.card.vfs:
             if vf.address == had and vf.vm == request.place[0] and _is_named(request, room, vf):
-                return _choose(request, room, vf)
+                return evolve(_choose(request, room, vf), kept=True)
     return None
 
 
