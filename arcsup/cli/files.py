@@ -24,6 +24,7 @@ from arcsup.errors import (
 from arcsup.places import Places
 
 if TYPE_CHECKING:
+    from arcsup.model import Vm
     from arcsup.spec.faults import Fault
     from arcsup.vm.preview import Preview
 
@@ -51,14 +52,15 @@ def check(
 
     PATH is a VM file or a directory of them; without one, the VM directory and the configuration
     are checked. Each fault is a line FILE:LINE:COL: PATH: what is wrong, what is expected. Exits
-    with 1 when there are any.
+    with 1 when there are any. Warnings are about what a start would refuse or change here, such
+    as images that are outside of STATE/images and imageDirs where the daemon is root.
 
     \b
     Example:
       arcsup check examples/*.yaml
     """
-    places, _ = find_places(session.run, **options)
-    findings = list(_check(places, paths))
+    places, config = find_places(session.run, **options)
+    findings = list(_check(places, paths, config.image_dirs))
     faults = [finding for finding in findings if finding["severity"] == "fault"]
     files = list(dict.fromkeys(finding["file"] for finding in findings))
     if not print_data(output, findings, files):
@@ -69,17 +71,19 @@ def check(
     return ExitCode.FAILED if faults else ExitCode.OK
 
 
-def _check(places: Places, paths: Sequence[Path]) -> Iterator[Finding]:
+def _check(places: Places, paths: Sequence[Path], image_dirs: Sequence[Path]) -> Iterator[Finding]:
     if not paths:
         # The daemon of the system acts only on files that nobody but root can change.
-        yield from _check_directory(places, places.vms, system=places.system)
+        yield from _check_directory(places, places.vms, image_dirs, system=places.system)
     for path in paths:
         if path.is_dir():
-            yield from _check_directory(places, path, system=False)
-    yield from _check_files(places, [path for path in paths if not path.is_dir()])
+            yield from _check_directory(places, path, image_dirs, system=False)
+    yield from _check_files(places, [path for path in paths if not path.is_dir()], image_dirs)
 
 
-def _check_directory(places: Places, path: Path, *, system: bool) -> Iterator[Finding]:
+def _check_directory(
+    places: Places, path: Path, image_dirs: Sequence[Path], *, system: bool
+) -> Iterator[Finding]:
     import time
 
     from arcsup.spec.directory import Circumstances, DirectoryState, read_directory
@@ -93,11 +97,14 @@ def _check_directory(places: Places, path: Path, *, system: bool) -> Iterator[Fi
     for entry in snapshot.entries.values():
         yield from (_tell(fault) for fault in entry.faults)
         yield from (_warn(entry.file, warning) for warning in entry.warnings)
+        yield from _check_places(entry.file, entry.vm, places, image_dirs)
     for file in snapshot.unsettled:
         yield _warn(file, f"{file}: is being written; check it again")
 
 
-def _check_files(places: Places, paths: Sequence[Path]) -> Iterator[Finding]:
+def _check_files(
+    places: Places, paths: Sequence[Path], image_dirs: Sequence[Path]
+) -> Iterator[Finding]:
     import os
 
     from arcsup.spec.native import read_vm
@@ -110,6 +117,18 @@ def _check_files(places: Places, paths: Sequence[Path]) -> Iterator[Finding]:
     for path, vm in parsed.items():
         yield from (_tell(fault) for fault in vm.faults or contested.get(path, ()))
         yield from (_warn(path, warning) for warning in vm.warnings)
+        yield from _check_places(path, vm.vm, places, image_dirs)
+
+
+def _check_places(
+    file: Path, vm: "Vm | None", places: Places, image_dirs: Sequence[Path]
+) -> Iterator[Finding]:
+    """Warn of files that a VM of the system's daemon would be refused at its start."""
+    from arcsup.vm.outside import warn_of_outside
+
+    if vm is not None and places.system:
+        for warning in warn_of_outside(vm, places.images, image_dirs):
+            yield _warn(file, warning)
 
 
 def _tell(fault: "Fault") -> Finding:
