@@ -46,6 +46,7 @@ from arcsup.show import in_words
 from arcsup.shutdown import ask_for_time, host_goes_down
 from arcsup.spec.config import Config, Isolation
 from arcsup.virtual_functions import VfJournal, VfKeeper
+from arcsup.vm.logfiles import keep_logs_short
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.record import RecordStore
 from arcsup.vm.viewer import Viewer, find_viewer
@@ -99,6 +100,7 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
             nursery.start_soon(watch_uevents, partial(dirty.mark, "kernel"), losses.hear_uevent)
             nursery.start_soon(watch_kernel_log, losses.hear_log)
             nursery.start_soon(reconciler.run)
+            nursery.start_soon(keep_logs_short, fleet.log_folders, partial(_tell_of_log, workshop))
             nursery.start_soon(_feed_watchdog, reconciler)
             nursery.start_soon(_tell_status, fleet)
             await reconciler.files_read.wait()
@@ -176,6 +178,10 @@ def _open_workshop(
 
 def _tell_of_device(workshop: Workshop, address: str, sentence: str) -> None:
     workshop.tell(None, "device-fault", f"{address}: {sentence}", address=address)
+
+
+def _tell_of_log(workshop: Workshop, name: VmName, sentence: str) -> None:
+    workshop.tell(name, "log-flood", sentence)
 
 
 def _find_accounts(config: Config, machine: str) -> Accounts:

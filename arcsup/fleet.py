@@ -126,6 +126,11 @@ class Fleet:
         for name in sorted(self.allocation.quarantined()):
             yield f"{name} failed too often: quarantined until `arcsup gpu unquarantine {name}`"
 
+    def log_folders(self) -> dict[Path, VmName]:
+        """Return where the logs are that grow, and whose they are."""
+        places = self.workshop.places
+        return {places.log_of(it.name): it.name for it in self.vms.values()}
+
     # --- records ---------------------------------------------------------------------------------
 
     def load_records(self) -> None:

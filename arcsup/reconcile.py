@@ -28,7 +28,6 @@ from arcsup.plan.plan import (
 from arcsup.spec.config import load_config
 from arcsup.virtual_functions import VfKeeper
 from arcsup.vm.live_gpus import change_gpus, note_awaited
-from arcsup.vm.logfiles import rotate_logs
 from arcsup.vm.managed import ManagedVm, StopOrder
 from arcsup.vm.media import change_media
 from arcsup.vm.slices import find_lost_slices, release_slices
@@ -65,7 +64,6 @@ class Reconciler:
     files_read: trio.Event = field(factory=trio.Event)
     """Set once the VM directory was looked at: who asks before would be told of too few VMs."""
     last_pass: float = field(factory=time.monotonic)
-    _logs_seen: float = field(factory=time.monotonic)
 
     async def run(self) -> None:
         """Make a pass whenever something may have changed, for ever."""
@@ -81,20 +79,11 @@ class Reconciler:
                 await self._try_again([f"{it.message}; {it.hint}" for it in leaves(group)])
             except* OSError as group:
                 await self._try_again([f"{it.filename}: {it.strerror}" for it in leaves(group)])
-            await self._rotate_logs()
             self.last_pass = time.monotonic()
             took = self.last_pass - started
             self.metrics.observe_reconcile(took)
             # When a hundred VMs change at once, passes must not take the CPU that they need.
             await trio.sleep(min(took, LONGEST_BREATH))
-
-    async def _rotate_logs(self) -> None:
-        """Look at the logs once in a resync, also when events leave no time for a quiet one."""
-        if time.monotonic() - self._logs_seen >= self.resync:
-            self._logs_seen = time.monotonic()
-            places = self.fleet.workshop.places
-            folders = [places.log_of(name) for name in self.fleet.vms]
-            await trio.to_thread.run_sync(rotate_logs, folders)
 
     async def _try_again(self, problems: Sequence[str]) -> None:
         for problem in dict.fromkeys(problems):

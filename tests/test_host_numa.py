@@ -1,5 +1,6 @@
 """NUMA nodes as sysfs shows them, and vCPUs planned onto them."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -120,12 +121,28 @@ class Answers:
         return self._answer
 
 
-@pytest.mark.parametrize("answer", [[], {}, [{"cpu-index": 1, "thread-id": 1}]])
+@pytest.mark.parametrize(
+    "answer",
+    [[], {}, [{"cpu-index": 1, "thread-id": 1}], [7, {"cpu-index": [], "thread-id": 1}]],
+)
 async def test_a_vcpu_that_is_not_there_yet_is_tried_again(answer: object) -> None:
     with pytest.raises(Transient):
-        await pin_vcpus(Answers(answer), {0: cpu_set(0)})
+        await pin_vcpus(Answers(answer), os.getpid(), {0: cpu_set(0)})
 
 
 async def test_cpus_that_the_kernel_refuses_are_named() -> None:
     with pytest.raises(Terminal, match="vCPU 0 cannot be pinned to CPU 4000"):
-        await pin_vcpus(Answers([{"cpu-index": 0, "thread-id": 0}]), {0: cpu_set(4000)})
+        await pin_vcpus(
+            Answers([{"cpu-index": 0, "thread-id": os.getpid()}]), os.getpid(), {0: cpu_set(4000)}
+        )
+
+
+async def test_a_thread_of_another_program_is_not_pinned_whatever_qemu_says() -> None:
+    before = os.sched_getaffinity(os.getppid())
+
+    with pytest.raises(Transient):
+        await pin_vcpus(
+            Answers([{"cpu-index": 0, "thread-id": os.getppid()}]), os.getpid(), {0: cpu_set(0)}
+        )
+
+    assert os.sched_getaffinity(os.getppid()) == before

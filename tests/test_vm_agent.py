@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import trio
 
 from arcsup.vm.agent import (
+    LONGEST_ANSWER,
     ask_guest_to_power_down,
     find_agent,
     freeze_file_systems,
@@ -35,15 +37,17 @@ async def ask(
 
     async def serve() -> None:
         connection, _ = await listener.accept()
-        async with trio.SocketStream(connection) as stream:
-            buffer = b""
-            while chunk := await stream.receive_some():
-                *lines, buffer = (buffer + chunk).split(b"\n")
-                for line in lines:
-                    command = json.loads(line)
-                    heard.append(command["execute"])
-                    if said := answer(command):
-                        await stream.send_all(said)
+        # Whoever has heard enough leaves without reading the rest.
+        with suppress(trio.BrokenResourceError):
+            async with trio.SocketStream(connection) as stream:
+                buffer = b""
+                while chunk := await stream.receive_some():
+                    *lines, buffer = (buffer + chunk).split(b"\n")
+                    for line in lines:
+                        command = json.loads(line)
+                        heard.append(command["execute"])
+                        if said := answer(command):
+                            await stream.send_all(said)
 
     result: bool | None = None
     with listener:
@@ -98,5 +102,14 @@ async def test_file_systems_that_were_not_halted_go_on_too(short_dir: Path) -> N
 
 async def test_an_agent_may_refuse_to_thaw(short_dir: Path) -> None:
     result, _ = await ask(short_dir, lambda it: sync(it) or REFUSED, thaw_file_systems)
+
+    assert result is False
+
+
+@pytest.mark.parametrize("piece", [b"[" * 4096 + b"\n", b"x" * 4096])
+async def test_an_agent_that_never_ends_its_answer_is_given_up(
+    short_dir: Path, piece: bytes
+) -> None:
+    result, _ = await ask(short_dir, lambda _: piece * (LONGEST_ANSWER // 4096 + 1))
 
     assert result is False

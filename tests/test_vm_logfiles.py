@@ -7,7 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from arcsup.vm.logfiles import rotate_logs
+from arcsup.vm.logfiles import FLOOD, LogKeeper
+
+
+def rotate_logs(folders: list[Path], largest: int) -> None:
+    LogKeeper(largest).look(folders)
 
 
 def test_a_log_that_is_too_long_is_kept_once_and_emptied(tmp_path: Path) -> None:
@@ -17,7 +21,7 @@ def test_a_log_that_is_too_long_is_kept_once_and_emptied(tmp_path: Path) -> None
             stream.write(text)
         log.chmod(0o640)
         rotate_logs([tmp_path], largest=20)
-        assert (log.read_text(), old.read_text()) == ("", text)
+        assert (log.read_text(), old.read_text()) == ("", text[-20:])
         assert old.stat().st_mode & 0o777 == 0o640
     assert sorted(path.name for path in tmp_path.iterdir()) == ["console.log", "console.log.1"]
 
@@ -78,3 +82,32 @@ def test_a_log_that_cannot_be_copied_is_told_and_kept(
 
     assert log.read_text() == "x" * 100
     assert "cannot be rotated: No space left on device" in caplog.text
+
+
+def test_a_log_that_fills_up_again_at_once_is_emptied_and_told_once(tmp_path: Path) -> None:
+    now = 0.0
+    keeper, log = LogKeeper(20, clock=lambda: now), tmp_path / "qemu.log"
+    told: list[Path] = []
+    for letter in "abcd":
+        log.write_text(letter * 100)
+        grown, floods = keeper.look([tmp_path])
+        told += floods
+        assert (grown, log.read_text()) == (100, "")
+    assert told == [log]
+    assert (tmp_path / "qemu.log.1").read_text() == "a" * 20
+
+    now += FLOOD
+    log.write_text("e" * 100)
+    assert keeper.look([tmp_path]) == (100, ())
+    assert (tmp_path / "qemu.log.1").read_text() == "e" * 20
+
+
+def test_a_log_that_cannot_be_kept_gives_its_room_back_the_next_time(tmp_path: Path) -> None:
+    keeper, log = LogKeeper(20), tmp_path / "qemu.log"
+    log.write_text("x" * 100)
+    (tmp_path / ".qemu.log.tmp").mkdir()
+
+    assert keeper.look([tmp_path]) == (100, ())
+    assert log.stat().st_size == 100
+    assert keeper.look([tmp_path]) == (0, (log,))
+    assert log.stat().st_size == 0

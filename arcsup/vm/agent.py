@@ -12,6 +12,9 @@ from pathlib import Path
 
 import trio
 
+LONGEST_ANSWER = 2**16
+"""Bytes within which all answers of one conversation come; a guest may say what it likes."""
+
 
 async def ask_guest_to_power_down(agent_socket: Path) -> bool:
     """Ask the agent to shut the guest down. False when no agent took the command."""
@@ -79,9 +82,10 @@ async def _send(stream: trio.SocketStream, command: dict[str, object]) -> None:
 
 
 async def _read(stream: trio.SocketStream) -> AsyncGenerator[dict[str, object], None]:
-    """Yield the answers that are JSON objects."""
-    buffer = b""
-    while chunk := await stream.receive_some(4096):
+    """Yield the answers that are JSON objects, as far as a guest may go on."""
+    buffer, heard = b"", 0
+    while heard < LONGEST_ANSWER and (chunk := await stream.receive_some(4096)):
+        heard += len(chunk)
         *lines, buffer = (buffer + chunk).split(b"\n")
         for line in lines:
             try:

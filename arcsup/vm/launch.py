@@ -213,14 +213,15 @@ async def bring_up(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
     give_display(places.run_of(vm.name), places.qemu_run_of(vm.name), workshop.viewer)
     if missing := await find_absent(launch.devices, qmp):
         raise Terminal(f"QEMU runs without {', '.join(missing)}, which the VM asks for")
-    await _pin(vm.running, launch.numa_node, qmp)
+    if vm.process is not None:
+        await _pin(vm.running, vm.process.pid, launch.numa_node, qmp)
     await qmp.execute("cont")
 
 
-async def _pin(vm: Vm, node: int | None, qmp: Qmp) -> None:
+async def _pin(vm: Vm, pid: int, node: int | None, qmp: Qmp) -> None:
     pinning = plan_pinning(vm, observe_numa(Path("/sys")), allowed_cpus(), node)
     if pinning:
-        await pin_vcpus(qmp, pinning)
+        await pin_vcpus(qmp, pid, pinning)
 
 
 def _write_header(log: Path, argv: Argv) -> None:

@@ -28,7 +28,7 @@ from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.presence import find_absent
 from arcsup.vm.privileges import lockable_bytes
 from arcsup.vm.process import limit_locked_memory
-from arcsup.vm.qmp import Qmp
+from arcsup.vm.qmp import Qmp, list_devices
 from arcsup.vm.slices import READY_SECONDS, give_back, requests_by_slot
 
 _PORT = re.compile(r"port\d+")
@@ -199,10 +199,8 @@ async def _find_free_port(vm: ManagedVm, qmp: Qmp) -> str:
         [it for it in vm.record.launch.devices if _PORT.fullmatch(it)] if vm.record.launch else []
     )
     with trio.fail_after(PLUG_SECONDS):
-        for child in await qmp.execute("qom-list", {"path": "/machine/peripheral"}):
-            if not _SLICE.fullmatch(child["name"]):
-                continue
-            where = {"path": f"/machine/peripheral/{child['name']}", "property": "parent_bus"}
+        for device in filter(_SLICE.fullmatch, await list_devices(qmp)):
+            where = {"path": f"/machine/peripheral/{device}", "property": "parent_bus"}
             used = str(await qmp.execute("qom-get", where)).rpartition("/")[2]
             ports = [port for port in ports if port != used]
     if not ports:

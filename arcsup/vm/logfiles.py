@@ -2,43 +2,123 @@
 
 QEMU, swtpm and hooks hold their logs open for as long as they live, so a log cannot be moved away
 under them. They were opened for appending: what is written after a truncation goes to the new end.
+A limit of the process (RLIMIT_FSIZE) would count for its disk images too, and a pipe would end
+with the daemon; so the logs are looked at, the sooner the faster they grow.
 """
 
 import logging
+import math
 import os
-import shutil
 import stat
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
+
+import trio
+from attrs import define, field
+
+from arcsup.model import Seconds, VmName
 
 logger = logging.getLogger(__name__)
 
 LARGEST_LOG = 16 * 2**20
-"""Bytes from which on a log is begun anew; its old content is kept once, as NAME.log.1."""
+"""Bytes from which on a log is begun anew; the end of its old content is kept as NAME.log.1."""
+
+SELDOM: Seconds = Seconds(2.0)
+OFTEN: Seconds = Seconds(0.1)
+"""Time between two looks: while the logs hardly grow, and at most often."""
+
+FLOOD: Seconds = Seconds(60.0)
+"""A log that is full again within this time is emptied without being kept: copying what nobody
+can read any more would only double the work."""
 
 
-def rotate_logs(folders: Iterable[Path], largest: int = LARGEST_LOG) -> None:
-    """Copy each log that is too long to NAME.log.1 and empty it. Blocks; never raises OSError.
+@define
+class LogKeeper:
+    """Looks at logs in folders, and begins anew what is too long."""
 
-    A line that is written between the copy and the truncation is lost.
-    """
-    for folder in folders:
-        for log in folder.glob("*.log"):
+    largest: int = LARGEST_LOG
+    clock: Callable[[], float] = time.monotonic
+    _sizes: dict[Path, int] = field(factory=dict)
+    _kept: dict[Path, float] = field(factory=dict)
+    _floods: set[Path] = field(factory=set)
+
+    def look(self, folders: Iterable[Path]) -> tuple[int, tuple[Path, ...]]:
+        """Shorten what is too long; return the bytes that came since, and logs that now flood.
+
+        Blocks; never raises OSError. A line that is written between a copy and the truncation is
+        lost.
+        """
+        grown, sizes, floods = 0, {}, []
+        for log, size in _find_logs(folders):
+            before = self._sizes.get(log, 0)
+            grown += max(0, size - before)
+            sizes[log] = size
+            if size <= self.largest:
+                continue
             try:
-                status = log.lstat()
-                if stat.S_ISREG(status.st_mode) and status.st_size > largest:
-                    _rotate(log)
+                if self._begin_anew(log):
+                    floods.append(log)
+                sizes[log] = 0
             except OSError as error:
                 logger.warning("%s cannot be rotated: %s", log, error.strerror)
+        self._sizes = sizes
+        return grown, tuple(floods)
+
+    def _begin_anew(self, log: Path) -> bool:
+        """Empty a log; return whether that is because of a flood not yet known."""
+        now = self.clock()
+        if now - self._kept.get(log, -math.inf) >= FLOOD:
+            # Also if it cannot be kept: on a full disk, it is what has to go the next time.
+            self._kept[log] = now
+            self._floods.discard(log)
+            _keep_end(log, self.largest)
+            os.truncate(log, 0)
+            logger.info("rotated %s", log)
+            return False
+        os.truncate(log, 0)
+        known = log in self._floods
+        self._floods.add(log)
+        return not known
 
 
-def _rotate(log: Path) -> None:
+async def keep_logs_short(
+    find_folders: Callable[[], Mapping[Path, VmName]], tell: Callable[[VmName, str], None]
+) -> None:
+    """Look at the logs of all VMs, for ever; tell of those that somebody floods."""
+    keeper = LogKeeper()
+    pause: float = SELDOM
+    while True:
+        await trio.sleep(pause)
+        folders = find_folders()
+        grown, floods = await trio.to_thread.run_sync(keeper.look, folders)
+        for log in floods:
+            name = folders[log.parent]
+            tell(name, f"{log} fills up faster than it can be read: what comes is thrown away")
+        # So soon that at this rate it will not have grown by more than what may be there.
+        pause = min(SELDOM, max(OFTEN, pause * LARGEST_LOG / max(grown, 1)))
+
+
+def _find_logs(folders: Iterable[Path]) -> Iterator[tuple[Path, int]]:
+    for folder in folders:
+        try:
+            for entry in os.scandir(folder):
+                if entry.name.endswith(".log") and entry.is_file(follow_symlinks=False):
+                    yield Path(entry.path), entry.stat(follow_symlinks=False).st_size
+        except OSError as error:
+            if not isinstance(error, FileNotFoundError):
+                logger.warning("%s cannot be looked at: %s", folder, error.strerror)
+
+
+def _keep_end(log: Path, size: int) -> None:
+    """Copy the last ``size`` bytes of a log to NAME.log.1."""
     old, half = log.with_name(f"{log.name}.1"), log.with_name(f".{log.name}.tmp")
     try:
-        shutil.copyfile(log, half)
-        shutil.copymode(log, half)
+        with open(log, "rb") as source, open(half, "wb") as target:
+            end = source.seek(0, os.SEEK_END)
+            source.seek(max(0, end - size))
+            target.write(source.read(size))
+            os.fchmod(target.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
         half.replace(old)
     finally:
         half.unlink(missing_ok=True)
-    os.truncate(log, 0)
-    logger.info("rotated %s", log)

@@ -25,6 +25,7 @@ from arcsup.spec.native import vm_to_native
 from arcsup.vm.process import Process
 from arcsup.vm.qmp import Qmp
 from arcsup.vm.record import Record, RecordStore
+from arcsup.vm.restraint import Restraint
 from arcsup.vm.stop import RungTaken
 from arcsup.vm.viewer import Viewer
 
@@ -130,6 +131,8 @@ class ManagedVm:
     not_saved: str = ""
     """Why what its last QEMU wrote to ephemeral disks could not be kept, and where it is."""
     conditions: dict[str, Condition] = field(factory=dict)
+    restraint: Restraint = field(factory=Restraint)
+    """How often what its QEMU says is told."""
     reason: str = ""
     """What ``list`` says beside the phase, while the process is up."""
 

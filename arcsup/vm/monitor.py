@@ -27,7 +27,7 @@ from arcsup.vm.live_clone import end_left_clone
 from arcsup.vm.live_gpus import note_unplugged
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.presence import verify_slices
-from arcsup.vm.qmp import Qmp, QmpEvent, connect_qmp_socket, open_qmp
+from arcsup.vm.qmp import Qmp, QmpEvent, connect_qmp_socket, open_qmp, query_status
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +39,14 @@ PULSE = 30.0
 
 RETRY = 1.0
 """Seconds between attempts to open a monitor anew."""
+
+CROWD = 20
+BREATH = 0.02
+"""With so many events waiting, seconds between one and the next: a QEMU that tells thousands in a
+second is looked at fifty times, and the rest is dropped as what nobody has read."""
+
+LONGEST_QUOTE = 200
+"""Characters that are kept of a QEMU's own words."""
 
 BringUp = Callable[[ManagedVm, Workshop, Qmp], Awaitable[None]]
 """Makes a halted QEMU ready to run its guest. Raises Terminal when something is missing."""
@@ -83,6 +91,10 @@ async def _serve_session(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -
             async with alongside(_feel_pulse, vm, workshop, qmp):
                 async for event in qmp.events:
                     await _on_event(vm, workshop, qmp, event, bring_up)
+                    if qmp.events.statistics().current_buffer_used > CROWD:
+                        await trio.sleep(BREATH)
+        if qmp.broken:
+            raise ConnectError("it does not speak QMP", ValueError(qmp.broken))
     if greeting.cancelled_caught:
         raise trio.TooSlowError
 
@@ -104,7 +116,7 @@ async def _feel_pulse(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
         await trio.sleep(PULSE)
         try:
             with trio.fail_after(ANSWER):
-                await qmp.execute("query-status")
+                await query_status(qmp)
         except (QMPError, trio.TooSlowError):
             _says_nothing(vm, workshop, f"no answer within {ANSWER:g} s")
         else:
@@ -113,7 +125,7 @@ async def _feel_pulse(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
 
 def _says_nothing(vm: ManagedVm, workshop: Workshop, why: str) -> None:
     if (known := vm.conditions.get("MonitorAnswers")) is None or known.status:
-        workshop.tell(vm.name, "monitor-silent", f"QEMU's monitor is silent: {why}")
+        _quote(vm, workshop, "monitor-silent", f"QEMU's monitor is silent: {why}")
     vm.set_condition("MonitorAnswers", "Silent", why, status=False)
 
 
@@ -127,11 +139,13 @@ async def _on_event(
     logger.debug("%s", event.name, extra={"VM": vm.name, "QMP_DATA": event.data})
     match event.name:
         case "SHUTDOWN":
-            _note_shutdown(vm, str(event.data.get("reason", "")))
+            _note_shutdown(vm, _clip(event.data.get("reason", "")))
         case "GUEST_PANICKED":
             vm.evidence = evolve(vm.evidence, panicked=True)
         case "RESET":
-            workshop.tell(vm.name, "guest-reset", "the guest was reset", **event.data)
+            reason = _clip(event.data.get("reason", ""))
+            guest = event.data.get("guest") is True
+            _quote(vm, workshop, "guest-reset", "the guest was reset", guest=guest, reason=reason)
             with suppress(ExecInterruptedError):
                 await verify_slices(vm, workshop, qmp)
         case "DEVICE_DELETED" | "DEVICE_UNPLUG_GUEST_ERROR":
@@ -141,7 +155,7 @@ async def _on_event(
         case "BLOCK_IO_ERROR":
             _note_io_error(vm, workshop, event.data)
         case "POWERDOWN":
-            workshop.tell(vm.name, "power-button", "the power button was pressed")
+            _quote(vm, workshop, "power-button", "the power button was pressed")
     if event.name in _LOOK_AFTER or qmp.lost_events:
         qmp.lost_events = False
         with suppress(ExecInterruptedError):
@@ -160,19 +174,37 @@ def _note_shutdown(vm: ManagedVm, reason: str) -> None:
 
 
 def _note_io_error(vm: ManagedVm, workshop: Workshop, data: Mapping[str, Any]) -> None:
-    message = f"disk {data.get('device') or data.get('node-name')}: {data.get('reason')}"
+    device = _clip(data.get("device") or data.get("node-name"))
+    message = f"disk {device}: {_clip(data.get('reason'))}"
     vm.set_condition("DisksWork", "IoError", message, status=False)
-    workshop.tell(vm.name, "disk-error", message, **data)
+    told = {key: _clip(data.get(key, "")) for key in ("operation", "action", "reason")}
+    _quote(vm, workshop, "disk-error", message, device=device, **told)
+
+
+def _quote(vm: ManagedVm, workshop: Workshop, kind: str, message: str, **data: str | bool) -> None:
+    """Tell what QEMU or its guest says, but not as often as they like.
+
+    The events of all VMs share one ring and one log: one VM must not push out the others'.
+    """
+    held_back = vm.restraint.admit(kind, time.monotonic())
+    if held_back is not None:
+        more = f" ({held_back} more like it were not told)" if held_back else ""
+        workshop.tell(vm.name, kind, message + more, **data)
+
+
+def _clip(words: object) -> str:
+    return str(words)[:LONGEST_QUOTE]
 
 
 async def look(vm: ManagedVm, workshop: Workshop, qmp: Qmp, bring_up: BringUp) -> None:
     """Ask QEMU how it is and draw the consequences. Source: QAPI type RunState."""
-    status = await _ask_status(qmp)
+    with trio.fail_after(ANSWER):
+        status = await query_status(qmp)
     _says_something(vm)
     if status in ("prelaunch", "inmigrate") and vm.order is None:
         with trio.fail_after(ANSWER):
             await bring_up(vm, workshop, qmp)
-        status = await _ask_status(qmp)
+            status = await query_status(qmp)
     if status == "shutdown":
         # Why it is so comes as an event, unless nobody listened when it happened.
         vm.evidence = evolve(vm.evidence, found_shut_down=True)
@@ -201,11 +233,6 @@ def _find_device_error(vm: ManagedVm, workshop: Workshop) -> str:
     return words if vm.record.slices and "Unrecoverable error detected" in words else ""
 
 
-async def _ask_status(qmp: Qmp) -> str:
-    with trio.fail_after(ANSWER):
-        return str((await qmp.execute("query-status"))["status"])
-
-
 async def _quit(qmp: Qmp) -> None:
     with trio.fail_after(ANSWER):
         await qmp.execute("quit")
@@ -216,7 +243,7 @@ async def _note_running(vm: ManagedVm, workshop: Workshop) -> None:
         await note_ready(vm, workshop)
     elif vm.phase is Phase.PAUSED:
         vm.step(Step.RESUME)
-        workshop.tell(vm.name, "resumed", "its virtual CPUs run again")
+        _quote(vm, workshop, "resumed", "its virtual CPUs run again")
     workshop.changed()
 
 
@@ -226,7 +253,7 @@ async def _note_paused(vm: ManagedVm, workshop: Workshop, status: str) -> None:
     if vm.phase is Phase.RUNNING:
         why = "its virtual CPUs are halted" if status == "paused" else f"QEMU halted it: {status}"
         vm.step(Step.PAUSE, why)
-        workshop.tell(vm.name, "paused", why)
+        _quote(vm, workshop, "paused", why)
     workshop.changed()
 
 

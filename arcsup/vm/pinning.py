@@ -6,6 +6,7 @@ forbid that (QEMU's qapi/machine.json, query-cpus-fast; sched_setaffinity(2)).
 
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol
 
 from arcsup.errors import Terminal, Transient
@@ -74,8 +75,8 @@ def allowed_cpus() -> CpuSet:
     return CpuSet(frozenset(os.sched_getaffinity(0)))
 
 
-async def pin_vcpus(qmp: QmpMonitor, pinning: Mapping[int, CpuSet]) -> None:
-    """Set the affinity of a running QEMU's vCPU threads.
+async def pin_vcpus(qmp: QmpMonitor, pid: int, pinning: Mapping[int, CpuSet]) -> None:
+    """Set the affinity of the vCPU threads of the QEMU that is process ``pid``.
 
     Raises:
         Transient: a thread is not (or no longer) there.
@@ -86,7 +87,8 @@ async def pin_vcpus(qmp: QmpMonitor, pinning: Mapping[int, CpuSet]) -> None:
     threads = _vcpu_threads(await qmp.execute("query-cpus-fast"))
     for index, cpus in pinning.items():
         thread = threads.get(index)
-        if thread is None:
+        # A thread of another program is none of its, whatever it says.
+        if thread is None or not Path(f"/proc/{pid}/task/{thread}").exists():
             raise Transient(f"QEMU has no vCPU {index} yet")
         try:
             os.sched_setaffinity(thread, cpus)
@@ -107,5 +109,7 @@ def _vcpu_threads(answer: object) -> dict[int, int]:
     return {
         cpu["cpu-index"]: cpu["thread-id"]
         for cpu in answer
-        if isinstance(cpu, dict) and "thread-id" in cpu
+        if isinstance(cpu, dict)
+        and isinstance(cpu.get("cpu-index"), int)
+        and isinstance(cpu.get("thread-id"), int)
     }

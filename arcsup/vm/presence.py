@@ -11,7 +11,7 @@ from collections.abc import Iterable
 import trio
 
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
-from arcsup.vm.qmp import Qmp
+from arcsup.vm.qmp import Qmp, list_devices
 from arcsup.vm.slices import requests_by_slot, slice_devices
 
 ANSWER = 5.0
@@ -24,8 +24,7 @@ async def find_absent(ids: Iterable[str], qmp: Qmp) -> tuple[str, ...]:
     Raises QMPError, or TooSlowError when there is no answer.
     """
     with trio.fail_after(ANSWER):
-        children = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
-    return tuple(sorted(set(ids) - {child["name"] for child in children}))
+        return tuple(sorted(set(ids) - await list_devices(qmp)))
 
 
 async def verify_slices(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:

@@ -5,10 +5,12 @@ only, so the bytes are moved here. Source: QEMU's docs/interop/qmp-spec.rst.
 
 QEMU serves one client of a monitor at a time, answers in order, and interleaves events. Nothing
 here has a deadline of its own: callers put ``trio.fail_after`` around what may never answer.
+
+A guest may have broken out of its QEMU, so what is said here is believed no further than it has to
+be: what is kept of it is bounded, and reading it takes a share of a CPU and not all of it.
 """
 
 import json
-import logging
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -24,15 +26,30 @@ from qemu.qmp.models import ErrorResponse, Greeting
 from qemu.qmp.qmp_client import ExecuteError
 
 from arcsup.alongside import alongside
+from arcsup.pace import Pace
 
-logger = logging.getLogger(__name__)
-
-MAX_LINE = 16 * 2**20
-"""Longest message accepted, in bytes; the longest real one (query-qmp-schema) has about 300 kB."""
+MAX_LINE = 4 * 2**20
+"""Longest message accepted, in bytes; the longest real one (query-qmp-schema) has about 300 kB. As
+Python's values it takes up to twenty times as much for a moment."""
 
 EVENT_BUFFER = 1000
-"""Events kept for a slow reader. Past that they are dropped and ``Qmp.lost_events`` is set: the
-reader then asks for the state instead, as it does after any gap."""
+EVENT_BYTES = 2**18
+"""Events, and bytes of them, kept for a slow reader. Past either they are dropped, and past the
+bytes a single one comes without its data; ``Qmp.lost_events`` is set then, and the reader asks for
+the state instead, as it does after any gap."""
+
+LONGEST_WORD = 64
+"""Characters of an event's name."""
+
+LONGEST_SENTENCE = 500
+"""Characters that are kept of why QEMU refuses a command: it goes into events and logs."""
+
+CHUNK = 2**14
+"""Bytes that are read at a time: what other tasks wait for while they are taken apart."""
+
+SHARE = 0.2
+"""Part of a CPU that reading one monitor may take on average. A healthy QEMU's takes none to speak
+of, and at this share some ten thousand events a second still go through (measured)."""
 
 
 @frozen
@@ -41,6 +58,10 @@ class QmpEvent:
 
     name: str
     data: Mapping[str, Any]
+
+
+class NonsenseError(QMPError):
+    """An answer that no QEMU gives to the command."""
 
 
 class Qmp:
@@ -53,7 +74,10 @@ class Qmp:
         self._last_id = 0
         self._ended = False
         self._event_sender, self.events = trio.open_memory_channel[QmpEvent](EVENT_BUFFER)
+        self._event_bytes = 0
         self.lost_events = False
+        self.broken = ""
+        """Why what QEMU said ended the session; "" while it goes on, and after an ordinary end."""
 
     async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
         """Run ``command`` and return its ``return`` value.
@@ -105,31 +129,40 @@ class Qmp:
         """Hand out replies and events until the stream ends, however it ends."""
         try:
             async for line in lines:
-                self._dispatch(_parse(line))
+                self._dispatch(_parse(line), len(line))
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             pass  # A reset connection ends the session as EOF does.
         except QMPError as error:
-            logger.warning("ended a QMP session: %s", error)
+            self.broken = str(error).partition("\n")[0]
         finally:
             self._ended = True
             self._event_sender.close()
             for reply in self._replies.values():
                 reply.close()
 
-    def _dispatch(self, message: Message) -> None:
+    def _dispatch(self, message: Message, size: int) -> None:
         if "event" in message:
-            data = message.get("data")
-            event = QmpEvent(str(message["event"]), data if isinstance(data, dict) else {})
-            try:
-                self._event_sender.send_nowait(event)
-            except trio.WouldBlock:
-                self.lost_events = True
+            self._keep_event(str(message["event"])[:LONGEST_WORD], message.get("data"), size)
             return
         number = message.get("id")
         waiting = self._replies.get(number) if isinstance(number, int) else None
         if waiting is not None:
             with suppress(trio.WouldBlock):  # It has its answer; this is one too many.
                 waiting.send_nowait(message)
+
+    def _keep_event(self, name: str, data: object, size: int) -> None:
+        if not self.events.statistics().current_buffer_used:
+            self._event_bytes = 0
+        if size > EVENT_BYTES:
+            data, size, self.lost_events = {}, 0, True
+        if self._event_bytes + size > EVENT_BYTES:
+            self.lost_events = True
+            return
+        try:
+            self._event_sender.send_nowait(QmpEvent(name, data if isinstance(data, dict) else {}))
+            self._event_bytes += size
+        except trio.WouldBlock:
+            self.lost_events = True
 
 
 async def _send_along(stream: trio.SocketStream, line: bytes, descriptor: int) -> int:
@@ -145,13 +178,39 @@ def _parse(line: bytes) -> Message:
     except (ValueError, RecursionError) as error:
         # No text, a number of thousands of digits, or nested deeper than anybody means it.
         raise DeserializationError(f"it makes no sense: {error}", line[:80]) from error
+    # These show all of what they are about: megabytes, in a log.
+    except DeserializationError as error:
+        raise DeserializationError("it is no JSON", line[:80]) from error
+    except UnexpectedTypeError as error:
+        raise UnexpectedTypeError("it is no object", type(error.value).__name__) from error
 
 
 def _as_error(command: Message, reply: Message) -> QMPError:
     try:
-        return ExecuteError(ErrorResponse(reply), command, reply)
-    except (KeyError, TypeError) as error:
-        return ExecInterruptedError(f"{command['execute']}: the refusal makes no sense: {error}")
+        refusal = ErrorResponse(reply)
+    except (KeyError, TypeError):
+        return ExecInterruptedError(f"{command['execute']}: the refusal makes no sense")
+    refusal.error.desc = refusal.error.desc[:LONGEST_SENTENCE]
+    return ExecuteError(refusal, command, reply)
+
+
+async def query_status(qmp: Qmp) -> str:
+    """Return QEMU's run state (QAPI type RunState). Raises QMPError."""
+    return _take_word(await qmp.execute("query-status"), "status")
+
+
+async def list_devices(qmp: Qmp) -> frozenset[str]:
+    """Return the ids of the devices that were given one. Raises QMPError."""
+    children = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
+    if not isinstance(children, list):
+        raise NonsenseError("qom-list was answered with no list")
+    return frozenset(_take_word(child, "name") for child in children)
+
+
+def _take_word(answer: object, key: str) -> str:
+    if not isinstance(answer, dict) or not isinstance(answer.get(key), str):
+        raise NonsenseError(f"an answer has no {key!r}")
+    return str(answer[key])
 
 
 @asynccontextmanager
@@ -192,6 +251,7 @@ async def connect_qmp_socket(path: Path) -> tuple[trio.SocketStream, int]:
 async def _lines(stream: trio.abc.Stream) -> AsyncGenerator[bytes, None]:
     buffer = bytearray()
     searched = 0
+    pace = Pace(SHARE)
     while True:
         end = buffer.find(b"\n", searched)
         while end >= 0:
@@ -204,7 +264,9 @@ async def _lines(stream: trio.abc.Stream) -> AsyncGenerator[bytes, None]:
         searched = len(buffer)
         if searched > MAX_LINE:
             raise ConnectError("a QMP message is too long", ValueError(f"over {MAX_LINE} bytes"))
-        chunk = await stream.receive_some(65536)
+        await pace.rest()
+        chunk = await stream.receive_some(CHUNK)
+        pace.begin()
         if not chunk:
             return
         buffer += chunk
