@@ -232,9 +232,11 @@ def inner_qemu() -> Iterator[StartQemu]:
     """Start a QEMU inside with the given -device options (and accel="kvm"); ended afterwards."""
     started: list[InnerQemu] = []
 
-    def inner_qemu(devices: Sequence[str], accel: str = "tcg") -> InnerQemu:
+    def inner_qemu(
+        devices: Sequence[str], accel: str = "tcg", objects: Sequence[str] = ()
+    ) -> InnerQemu:
         directory = Path(tempfile.mkdtemp(prefix="lab", dir="/run"))
-        started.append(InnerQemu(directory, devices, accel))
+        started.append(InnerQemu(directory, devices, accel, objects))
         return started[-1]
 
     yield inner_qemu

@@ -12,7 +12,9 @@ from typing import Protocol
 class InnerQemu:
     """A QEMU whose guest does not run (-S): enough to open devices. Two layers of TCG are slow."""
 
-    def __init__(self, directory: Path, devices: Sequence[str], accel: str) -> None:
+    def __init__(
+        self, directory: Path, devices: Sequence[str], accel: str, objects: Sequence[str] = ()
+    ) -> None:
         path = directory / "qmp"
         listener = socket.socket(socket.AF_UNIX)
         listener.bind(str(path))
@@ -24,6 +26,7 @@ class InnerQemu:
                 "-nodefaults", "-display", "none",
                 "-chardev", f"socket,id=qmp,fd={listener.fileno()},server=on,wait=off",
                 "-mon", "chardev=qmp,mode=control",
+                *(part for each in objects for part in ("-object", each)),
                 *(part for device in devices for part in ("-device", device)),
             ],
             pass_fds=[listener.fileno()],
@@ -71,5 +74,7 @@ class InnerQemu:
 class StartQemu(Protocol):
     """The fixture inner_qemu."""
 
-    def __call__(self, devices: Sequence[str], accel: str = "tcg") -> InnerQemu:
+    def __call__(
+        self, devices: Sequence[str], accel: str = "tcg", objects: Sequence[str] = ()
+    ) -> InnerQemu:
         """Start one."""

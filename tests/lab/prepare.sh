@@ -2,8 +2,9 @@
 # What the lab stands on: host packages, the project's own environment, and a kernel root in the
 # cache: CACHE/KEY/{boot/vmlinux-VERSION,lib/modules/VERSION}, where VERSION is Debian's kernel and
 # the modules are those of wanted-modules, the kernel's own vfio-mdev samples and tests/lab/modules.
-# A suite other than the host's own is a Debian of its own in CACHE/root (suite.sh).
-# Sourced by run, which sets: lab (this folder), top (the checkout), cache, suite.
+# A suite other than the host's own is a Debian of its own in CACHE/root (suite.sh), and its VFIO is
+# built anew, with iommufd.
+# Sourced by run, which sets: lab (this folder), top (the checkout), cache, suite, iommufd.
 
 say() { printf 'lab: %s\n' "$*" >&2; }
 die() { say "$*" && exit 1; }
@@ -97,33 +98,53 @@ find_kernel_files() {
     echo "$root"
 }
 
-# The kernel's mediated-device samples (mtty, mdpy, mbochs) from Debian's source package.
-copy_sample_sources() {
-    local version=$1 into=$2 series samples unpacked=$work/source tarball
+# Prints the folder with the parts of Debian's kernel source that the lab builds: the
+# mediated-device samples (mtty, mdpy, mbochs), and with iommufd VFIO and what iommufd needs.
+find_kernel_sources() {
+    local version=$1 series parts sources unpacked=$work/source tarball
     series=$(cut -d. -f1,2 <<<"$version")
-    samples=$store/samples-$series
-    if [[ ! -d $samples ]]; then
+    parts=(samples/vfio-mdev)
+    [[ -z $iommufd ]] ||
+        parts+=(drivers/vfio drivers/iommu/iommufd drivers/iommu/iommu-priv.h lib/interval_tree.c)
+    sources=$store/source-$series${iommufd:+-iommufd}
+    if [[ ! -d $sources ]]; then
         tarball=$sysroot/usr/src/linux-source-$series.tar.xz
         if [[ ! -r $tarball ]]; then
             unpack_packages "$unpacked" "linux-source-$series"
             tarball=$unpacked/usr/src/linux-source-$series.tar.xz
         fi
-        mkdir -p "$samples.new"
-        tar -C "$samples.new" --strip-components=3 -xJf "$tarball" \
-            "linux-source-$series/samples/vfio-mdev"
-        mv -T "$samples.new" "$samples"
+        mkdir -p "$sources.new"
+        tar -C "$sources.new" --strip-components=1 -xJf "$tarball" \
+            "${parts[@]/#/linux-source-$series/}"
+        mv -T "$sources.new" "$sources"
         rm -rf "$unpacked"
     fi
-    cp "$samples"/*.[ch] "$into"
+    echo "$sources"
+}
+
+# VFIO and iommufd as Debian's kernel would have them, were its CONFIG_IOMMUFD not off: unpatched,
+# only the option differs. What they need of the kernel itself it exports whether it is on or off,
+# and no structure of its own changes with it.
+copy_iommufd_sources() {
+    local sources=$1 into=$2
+    cp -r "$sources/drivers/vfio" "$sources/drivers/iommu" "$into"
+    # CONFIG_INTERVAL_TREE_SPAN_ITER is off as well, and nothing of the kernel has what it switches on.
+    cp "$sources/lib/interval_tree.c" "$into/iommu/iommufd"
+    printf '%s\n' 'iommufd-y += interval_tree.o' 'CFLAGS_interval_tree.o := -D__DISABLE_EXPORTS' \
+        >>"$into/iommu/iommufd/Makefile"
 }
 
 build_modules() {
-    local version=$1 headers=$2 into=$3
-    copy_sample_sources "$version" "$into"
-    cp "$lab"/modules/* "$into"
+    local version=$1 headers=$2 into=$3 sources options=()
+    sources=$(find_kernel_sources "$version")
+    cp "$sources"/samples/vfio-mdev/*.[ch] "$lab"/modules/* "$into"
+    if [[ -n $iommufd ]]; then
+        copy_iommufd_sources "$sources" "$into"
+        options=(CONFIG_IOMMUFD=m CONFIG_VFIO_DEVICE_CDEV=y)
+    fi
     # Type information for BPF would need pahole and the whole kernel.
-    in_sysroot make -s -C "${headers#"$sysroot"}" M="${into#"$sysroot"}" CC=gcc \
-        CONFIG_DEBUG_INFO_BTF_MODULES= modules
+    in_sysroot make -s -j"$(nproc)" -C "${headers#"$sysroot"}" M="${into#"$sysroot"}" CC=gcc \
+        CONFIG_DEBUG_INFO_BTF_MODULES= "${options[@]}" modules
 }
 
 # Copies a module into a folder, unpacked: the initramfs's insmod takes no packed ones.
@@ -152,7 +173,7 @@ install_modules() {
 }
 
 make_kernel_root() {
-    local version=$1 root=$2 from work tree
+    local version=$1 root=$2 from work tree module
     work=$(mktemp -d "$store/work.XXXXXX")
     tree=$work/root/lib/modules/$version
     from=$(find_kernel_files "$version")
@@ -160,7 +181,11 @@ make_kernel_root() {
     mkdir "$work/modules"
     build_modules "$version" "$from/usr/src/linux-headers-$version" "$work/modules"
     install_modules "$version" "$from" "$tree"
-    install -D -m 644 -t "$tree/extra" "$work"/modules/*.ko
+    find "$work/modules" -name '*.ko' -exec install -D -m 644 -t "$tree/extra" {} +
+    # What was built here is there once, and not Debian's too.
+    for module in "$tree"/extra/*.ko; do
+        rm -f "$tree/kernel/${module##*/}"
+    done
     depmod -b "$work/root" "$version"
     # Debian packs the kernel with xz, which takes seconds to unpack under TCG; QEMU boots the plain
     # image by its PVH entry.
@@ -175,7 +200,7 @@ make_kernel_root() {
 # The kernel root of this checkout's sources.
 find_kernel_root() {
     cat "$lab"/modules/* "$lab/wanted-modules" "$lab/prepare.sh" | sha256sum |
-        sed "s:^\(.\{12\}\).*:$cache/$(<"$cache/version")-\1:"
+        sed "s:^\(.\{12\}\).*:$cache/$(<"$cache/version")-\1${iommufd:+-iommufd}:"
 }
 
 need_kernel() {

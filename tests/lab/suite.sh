@@ -68,10 +68,12 @@ need_suite() {
         if system_is_ready && [[ $(<"$cache/current") == "$(find_kernel_root)" ]]; then
             return
         fi
-        need_root_for tests/lab/run --prepare --suite "$suite"
+        local again=(--prepare --suite "$suite")
+        [[ -n $iommufd ]] || again+=(--no-iommufd)
+        need_root_for tests/lab/run "${again[@]}"
         flock --unlock 9
         "${sudo[@]}" env ARCSUP_CACHE="$(dirname "$(dirname "$cache")")" "$lab/run" \
-            --prepare --suite "$suite"
+            "${again[@]}"
         return
     fi
     if ! system_is_ready; then
