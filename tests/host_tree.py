@@ -48,6 +48,8 @@ def create_host(root: Path) -> Host:
     write(root, "/proc/sys/kernel/osrelease", f"{RELEASE}\n")
     write(root, "/proc/1/comm", "systemd\n")
     write(root, "/dev/kvm")
+    write(root, "/dev/iommu")
+    write(root, "/proc/devices", "Character devices:\n 10 misc\n235 vfio-dev\n236 vfio\n")
     write(root, f"/lib/modules/{RELEASE}/modules.dep", MODULES_DEP)
     write(root, f"/lib/modules/{RELEASE}/modules.builtin", "kernel/drivers/iommu/iommufd.ko\n")
     for module in ("vfio", "vfio_pci", "vfio_iommu_type1", "mdev"):

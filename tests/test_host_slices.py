@@ -14,11 +14,11 @@ from arcsup.host.slices import (
     OwnedSlice,
     Rebinding,
     SliceChoice,
-    find_group_node,
     is_ready,
     prepare_slice,
 )
 from arcsup.host.sysfs import Sysfs
+from arcsup.host.vfio_nodes import find_nodes
 from tests.trees import MBOCHS, Tree
 
 CARD, AUDIO = "0000:01:00.0", "0000:01:00.1"
@@ -97,8 +97,8 @@ def test_a_slice_is_ready_once_its_node_is_there_and_open_to_qemu(tmp_path: Path
     (dev / "vfio/vfio").touch()
     (dev / "vfio/vfio").chmod(0o666)
     assert is_ready(owned, sysfs, dev=dev) == f"{dev}/vfio/9 is not there yet"
-    node = find_group_node(owned, sysfs, dev)
-    assert node == dev / "vfio/9"
+    node = dev / "vfio/9"
+    assert find_nodes(owned, sysfs, iommufd=False, dev=dev) == (node,)
     node.touch()
     node.chmod(0o600)
     assert is_ready(owned, sysfs, dev=dev) == ""

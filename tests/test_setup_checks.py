@@ -109,6 +109,7 @@ GOOD: list[tuple[str, Callable[[Host], None]]] = [
     ("interrupt-remapping", fine),
     ("command-line", fine),
     ("modules", fine),
+    ("iommufd", fine),
     ("hugepages", fine),
     ("memlock", fine),
     ("qemu", add_qemu),
@@ -148,6 +149,8 @@ BAD: list[tuple[str, Callable[[Host], None], Level, str]] = [
     ("command-line", put("/proc/cmdline", "pcie_acs_override=downstream"), Level.WARNING, "slots"),
     ("command-line", put("/proc/cmdline", "ro nomodule"), Level.WARNING, "nomodule"),
     ("modules", remove("/sys/module/mdev"), Level.INFO, "modprobe mdev"),
+    ("iommufd", remove("/dev/iommu"), Level.INFO, "CONFIG_IOMMUFD"),
+    ("iommufd", put("/proc/devices", "236 vfio\n"), Level.INFO, "modprobe vfio"),
     ("hugepages", remove("/sys/kernel/mm/hugepages"), Level.INFO, "sysctl"),
     ("qemu", fine, Level.ERROR, "install QEMU"),
     ("qemu", lambda host: add_qemu(host, "6.2.0"), Level.WARNING, "later"),
@@ -274,6 +277,21 @@ def test_modules_are_found_loaded_built_in_packed_or_not_at_all(host: Host) -> N
     assert kernel.find_module(host, "kvmgt") is kernel.ModuleState.MISSING
     write(host.root, f"/lib/modules/{RELEASE}/modules.dep", "")
     assert worst(find("modules", host)) is Level.WARNING
+
+
+def test_a_user_who_may_not_open_iommufd_is_told_that_groups_do(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Root may open what nobody may: the answer is given by somebody else.
+    monkeypatch.setattr("os.access", lambda *_: False)
+
+    [finding] = find("iommufd", host)
+
+    assert (finding.level, finding.what) == (
+        Level.INFO,
+        "/dev/iommu cannot be opened by this user",
+    )
+    assert "IOMMU groups" in finding.why
 
 
 @pytest.mark.parametrize(

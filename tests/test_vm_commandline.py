@@ -31,6 +31,7 @@ from arcsup.model import (
 )
 from arcsup.spec.identity import derive_mac
 from arcsup.vm.commandline import SliceDevice, build_command_line, expected_devices
+from arcsup.vm.iommufd import Iommufd
 from arcsup.vm.options import AccelName, escape
 from arcsup.vm.sockets import Listener
 from tests.vm_samples import GOLDEN, QEMU_VERSIONS, find_resources, make_vm, sample_cases
@@ -115,6 +116,17 @@ def test_a_gpu_of_the_host_moves_nothing_else() -> None:
     assert set(with_gpu) - set(without) == {
         "vfio-pci,id=gpu0,sysfsdev=/sys/bus/pci/devices/0000:41:00.0,bus=port0,addr=0x0.0x0"
     }
+
+
+def test_all_devices_that_go_by_iommufd_share_one_object() -> None:
+    vm, host = sample_cases("10.0")["iommufd"]
+    argv = build_command_line(vm, host)
+
+    assert [word for word in argv if word.startswith("iommufd,")] == ["iommufd,id=iommufd0,fd=20"]
+    devices = [word for word in argv if word.startswith("vfio-pci,")]
+    assert [word.endswith(",iommufd=iommufd0") for word in devices] == [True, True, False]
+    printed = build_command_line(vm, evolve(host, iommufd=Iommufd()))
+    assert "iommufd,id=iommufd0" in printed, "who pastes it opens /dev/iommu by name"
 
 
 def test_a_printed_command_line_binds_the_paths_itself() -> None:

@@ -113,7 +113,7 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
     monkeypatch.setattr(live_gpus, "create_slice", create_slice)
     monkeypatch.setattr(slices, "remove_slice", remove_slice)
-    monkeypatch.setattr(live_gpus, "is_ready", lambda *_: "")
+    monkeypatch.setattr(live_gpus, "is_ready", lambda *_, **_ways: "")
     return world
 
 

@@ -34,6 +34,7 @@ from arcsup.vm.capabilities import Capabilities, load_capabilities
 from arcsup.vm.commandline import Resources, SliceDevice, Sockets
 from arcsup.vm.disks import Medium
 from arcsup.vm.firmware import FirmwareFiles
+from arcsup.vm.iommufd import Iommufd
 from arcsup.vm.options import AccelName
 from arcsup.vm.shared_memory import find_shared_memory
 from arcsup.vm.sockets import Listener
@@ -143,13 +144,14 @@ ODD = evolve(
 )
 
 GPU = evolve(make_vm("gpu"), cpus=Cpus(cores=6), display=Display(DisplayType.EGL_HEADLESS))
+IOMMUFD = evolve(make_vm("iommufd"), networks=())
 
 
 def sample_cases(version: str) -> dict[str, tuple[Vm, Resources]]:
     """Return every sample with its resources, by name."""
     plain = {
         str(vm.name): (vm, find_resources(vm, version=version))
-        for vm in (make_vm("minimal"), LINUX, WINDOWS, SERVER, VIRGL, ODD, GPU)
+        for vm in (make_vm("minimal"), LINUX, WINDOWS, SERVER, VIRGL, ODD, GPU, IOMMUFD)
     }
     state = Path("/var/lib/arcsup")
     secure = FirmwareFiles(Path("/usr/share/OVMF/OVMF_CODE_4M.ms.fd"), Path("/unused"), secure=True)
@@ -176,6 +178,16 @@ def sample_cases(version: str) -> dict[str, tuple[Vm, Resources]]:
                 SliceDevice("gpu0", Path("/sys/bus/mdev/devices") / str(GPU.uuid), 0, display=True),
                 SliceDevice("gpu1", devices / "0000:41:00.0", 1),
                 SliceDevice("gpu1-sound", devices / "0000:41:00.1", 1, function=1),
+            ),
+        ),
+        "iommufd": evolve(
+            plain["iommufd"][1],
+            accel="kvm",
+            iommufd=Iommufd(20),
+            slices=(
+                SliceDevice("gpu0", devices / "0000:41:00.0", 0, iommufd=True),
+                SliceDevice("gpu0-1", devices / "0000:41:00.1", 0, function=1, iommufd=True),
+                SliceDevice("nic0", devices / "0000:81:10.0", 7),
             ),
         ),
     }

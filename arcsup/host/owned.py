@@ -75,6 +75,12 @@ class OwnedSlice:
         """Return its folder relative to the device tree's root."""
         return device_path(self.backend, self.id)
 
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Return the same of every function that goes along, its own first."""
+        companions = (it.address for it in self.rebindings if it.address != self.id)
+        return (self.device, *(device_path(self.backend, address) for address in companions))
+
 
 def _entry(slot: int, mac: str | None) -> str:
     return f"gpus[{slot}]" if mac is None else f"networks[{slot}]"

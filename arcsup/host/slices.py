@@ -16,12 +16,12 @@ from arcsup.host.cards import PCI
 from arcsup.host.display import find_console, observe_display
 from arcsup.host.holders import find_holders
 from arcsup.host.in_use import FindHolders
-from arcsup.host.iommu import IommuGroups
 from arcsup.host.mdev import create_mdev, mdev_obstacle, remove_mdev
 from arcsup.host.network_vfs import observe_vf_mac, return_vf_mac, set_vf_mac
 from arcsup.host.owned import OwnedSlice, Rebinding, SliceChoice, device_path
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vendor_slices import create_vendor, find_type_id, remove_vendor, vendor_obstacle
+from arcsup.host.vfio_nodes import DEV, find_nodes, find_shared_node
 from arcsup.host.writer import unanswered_writes
 
 __all__ = [
@@ -29,14 +29,11 @@ __all__ = [
     "Rebinding",
     "SliceChoice",
     "create_slice",
-    "find_group_node",
     "is_ready",
     "is_stuck",
     "prepare_slice",
     "remove_slice",
 ]
-
-_DEV = Path("/dev")
 
 
 async def prepare_slice(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
@@ -119,18 +116,17 @@ def is_stuck(owned: OwnedSlice, sysfs: Sysfs) -> str:
     return f"{owned.id} is stuck: the kernel does not answer at {path}" if path else ""
 
 
-def find_group_node(owned: OwnedSlice, sysfs: Sysfs, dev: Path = _DEV) -> Path | None:
-    """Return the node of a slice's IOMMU group, made yet or not; None where it has no group."""
-    number = IommuGroups(sysfs).number_of(owned.device)
-    return None if number is None else dev / "vfio" / str(number)
-
-
 def is_ready(
-    owned: OwnedSlice, sysfs: Sysfs, *, account: Account | None = None, dev: Path = _DEV
+    owned: OwnedSlice,
+    sysfs: Sysfs,
+    *,
+    iommufd: bool = False,
+    account: Account | None = None,
+    dev: Path = DEV,
 ) -> str:
     """Return what is missing until QEMU can open the slice; "" when nothing is.
 
-    ``account`` is whom that QEMU runs as (None: our own).
+    ``iommufd``: that QEMU has /dev/iommu. ``account`` is whom it runs as (None: our own).
     """
     obstacle = {
         Backend.MDEV: mdev_obstacle,
@@ -140,10 +136,12 @@ def is_ready(
     }[owned.backend](owned, sysfs)
     if obstacle:
         return obstacle
-    node = find_group_node(owned, sysfs, dev)
-    if node is None:
+    if sysfs.link_name(f"{owned.device}/iommu_group") is None:
         return f"{owned.id} has no IOMMU group"
-    for each in (dev / "vfio/vfio", node):
+    nodes = find_nodes(owned, sysfs, iommufd=iommufd, dev=dev)
+    if not nodes:
+        return f"{owned.id} has no node below {dev}/vfio yet"
+    for each in (find_shared_node(owned, sysfs, iommufd=iommufd, dev=dev), *nodes):
         if missing := _node_obstacle(each, account):
             return missing
     return ""

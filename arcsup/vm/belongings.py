@@ -16,10 +16,10 @@ import trio
 
 from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
-from arcsup.host.slices import find_group_node
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.trust import find_distrust
 from arcsup.host.usb import find_usb_nodes
+from arcsup.host.vfio_nodes import find_nodes
 from arcsup.model import DiskFormat, Vm, VmName
 from arcsup.places import Places
 from arcsup.vm.commandline import CONSOLE_LOG, Sockets
@@ -186,8 +186,7 @@ def _find_own_files(vm: ManagedVm, places: Places, needs: Needs) -> Iterator[Wan
             yield WantedFile(piece.id, piece.path, Access.USE, own_file=True)
     sysfs = Sysfs(places.sysfs)
     for owned in vm.record.slices:
-        node = find_group_node(owned, sysfs)
-        if node is not None:
-            yield own(f"gpus[{owned.slot}]", node)
+        for node in find_nodes(owned, sysfs, iommufd=needs.resources.iommufd is not None):
+            yield own(owned.asked_by, node)
     for index, node in find_usb_nodes(needs.vm.usb, sysfs):
         yield own(f"usb[{index}]", node)

@@ -21,6 +21,7 @@ from arcsup.vm.displays import (
     wants_gl,
 )
 from arcsup.vm.firmware import FirmwareFiles, firmware_args
+from arcsup.vm.iommufd import OBJECT, Iommufd, iommufd_args
 from arcsup.vm.networks import network_args
 from arcsup.vm.options import FUNCTIONS_PER_SLOT, AccelName, Slot, escape, on_off
 from arcsup.vm.shared_memory import SharedMemory, shared_memory_args
@@ -58,7 +59,8 @@ class SliceDevice:
     """A host device that the guest gets: an mdev, a vGPU, a VF or a whole function.
 
     ``sysfs`` is its folder in the device tree. ``port`` is the root port that it sits on, from
-    0; companions (a GPU's sound) share the port as further ``function``s.
+    0; companions (a GPU's sound) share the port as further ``function``s. ``iommufd``: QEMU opens
+    the device's own node, and not its group's.
     """
 
     id: str
@@ -66,6 +68,7 @@ class SliceDevice:
     port: int
     function: int = 0
     display: bool = False
+    iommufd: bool = False
 
 
 @frozen
@@ -88,6 +91,7 @@ class Resources:
     vhost: bool = False
     taps: tuple[Tap, ...] = ()
     slices: tuple[SliceDevice, ...] = ()
+    iommufd: Iommufd | None = None
     cpu_flags: frozenset[str] = frozenset()
     shared_memory: tuple[SharedMemory, ...] = ()
 
@@ -118,6 +122,7 @@ def build_command_line(vm: Vm, host: Resources) -> Argv:
         *share_args(vm.shares, host.sockets.shares, known, host.images, root=host.root),
         *tpm_args(host.sockets.tpm),
         *graphics_args(vm, known),
+        *iommufd_args(host.iommufd),
         *_slice_args(host.slices, known),
         *display_args(vm, known, host.sockets.display, host.render_node, host.images),
         *input_args(vm, known),
@@ -274,6 +279,7 @@ def _slice_args(slices: tuple[SliceDevice, ...], capabilities: Capabilities) -> 
         shared = any(other.port == device.port for other in slices if other is not device)
         more = ",display=on,ramfb=on" if device.display else ""
         more += ",multifunction=on" if shared and device.function == 0 else ""
+        more += f",iommufd={OBJECT}" if device.iommufd else ""
         place = f"bus=port{device.port},addr=0x0.{device.function:#x}"
         path = escape(device.sysfs)
         argv += ["-device", f"{driver},id={device.id},sysfsdev={path},{place}{more}"]

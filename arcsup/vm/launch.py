@@ -25,6 +25,7 @@ from attrs import evolve
 
 from arcsup.errors import Terminal, Transient
 from arcsup.host.numa import observe_numa
+from arcsup.host.sysfs import Sysfs
 from arcsup.model import Argv, NetworkType, Vm
 from arcsup.plan.plan import Intent
 from arcsup.spec.native import vm_to_native
@@ -37,6 +38,7 @@ from arcsup.vm.belongings import (
 )
 from arcsup.vm.commandline import Sockets, build_command_line, expected_devices
 from arcsup.vm.hooks import run_hooks
+from arcsup.vm.iommufd import can_use_iommufd, open_iommufd
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.pinning import allowed_cpus, pin_vcpus, plan_pinning
 from arcsup.vm.presence import find_absent
@@ -53,7 +55,7 @@ from arcsup.vm.qmp import Qmp
 from arcsup.vm.record import Launch, OwnedProcess
 from arcsup.vm.resources import Needs, create_files, find_needs
 from arcsup.vm.shared_memory import create_shared_memory, hold_device
-from arcsup.vm.slices import slice_devices, take_slices
+from arcsup.vm.slices import find_cdev_slices, slice_devices, take_slices
 from arcsup.vm.sockets import Listener, listen_unix
 from arcsup.vm.taps import Tap, open_tap
 from arcsup.vm.tpm import HelperCommand
@@ -75,7 +77,8 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     places = workshop.places
     places.log_of(vm.name).mkdir(mode=0o750, parents=True, exist_ok=True)
     await run_hooks(vm, workshop, "preStart")
-    slices = await take_slices(vm, workshop)
+    by_iommufd = await can_use_iommufd(vm.running, places)
+    slices = await take_slices(vm, workshop, iommufd=by_iommufd)
     account = choose_account(vm, workshop)
     await create_files(vm.running, places)
     with ExitStack() as opened:
@@ -94,11 +97,15 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
                 held.append(descriptor)
             return descriptor is not None
 
+        iommufd = open_iommufd(account, opened) if by_iommufd else None
+        held += iommufd.descriptors if iommufd else ()
+        cdevs = find_cdev_slices(slices, Sysfs(places.sysfs)) if iommufd else ()
         needs = await find_needs(
             vm.running,
             places,
             open_socket,
-            slices=slice_devices(vm.running, slices),
+            slices=slice_devices(vm.running, slices, by_iommufd=cdevs),
+            iommufd=iommufd,
             gpu_node=vm.gpu_node,
             take=take_device,
             account=account,
@@ -136,7 +143,9 @@ async def _spawn(
             gates.enter_context(closing_gate(gated))
             started.append((program.role, gated))
             if program is qemu and launch.account is not None and needs.resources.slices:
-                limit_locked_memory(gated.process.pid, lockable_bytes(needs.vm))
+                together = workshop.shares_user and needs.resources.iommufd is not None
+                limit = lockable_bytes(needs.vm, charged_together=together)
+                limit_locked_memory(gated.process.pid, limit)
         launch = evolve(
             launch,
             argv=argv,

@@ -18,11 +18,13 @@ from qemu.qmp.qmp_client import ExecuteError
 
 from arcsup.errors import ArcsupError, Refused, Transient
 from arcsup.host.owned import OwnedSlice, SliceChoice
-from arcsup.host.slices import create_slice, find_group_node, is_ready, prepare_slice
+from arcsup.host.slices import create_slice, is_ready, prepare_slice
 from arcsup.host.sysfs import Sysfs
+from arcsup.host.vfio_nodes import find_nodes, has_cdevs
 from arcsup.host.writer import comes_true
 from arcsup.model import GpuKind, GpuRequest
 from arcsup.vm.belongings import lend_files
+from arcsup.vm.iommufd import OBJECT, was_launched_with_iommufd
 from arcsup.vm.loans import Access, WantedFile
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.presence import find_absent
@@ -143,7 +145,7 @@ async def _drop(vm: ManagedVm, workshop: Workshop, owned: OwnedSlice) -> None:
 
 
 async def _attach(vm: ManagedVm, workshop: Workshop, qmp: Qmp, choice: SliceChoice) -> OwnedSlice:
-    sysfs = Sysfs(workshop.places.sysfs)
+    sysfs, iommufd = Sysfs(workshop.places.sysfs), was_launched_with_iommufd(vm.record.launch)
     prepared = await prepare_slice(choice, sysfs)
     if len(prepared.rebindings) > 1:
         raise Refused(f"{choice.id} has companions, and they come only with a start")
@@ -151,10 +153,10 @@ async def _attach(vm: ManagedVm, workshop: Workshop, qmp: Qmp, choice: SliceChoi
     await vm.save(workshop, slices=(*vm.record.slices, owned))
     try:
         await create_slice(owned, sysfs)
-        await _lend(vm, workshop, owned, sysfs)
-        if not await comes_true(partial(_is_usable, owned, sysfs), seconds=READY_SECONDS):
-            raise Transient(f"{owned.id}: {is_ready(owned, sysfs)}")
-        await _plug(vm, qmp, owned)
+        await _lend(vm, workshop, owned, iommufd)
+        if not await comes_true(partial(_is_usable, owned, sysfs, iommufd), seconds=READY_SECONDS):
+            raise Transient(f"{owned.id}: {is_ready(owned, sysfs, iommufd=iommufd)}")
+        await _plug(vm, qmp, owned, by_iommufd=iommufd and has_cdevs(owned, sysfs))
     except (ArcsupError, ExecuteError):
         if await give_back(vm, workshop, owned):
             await _drop(vm, workshop, owned)
@@ -163,22 +165,24 @@ async def _attach(vm: ManagedVm, workshop: Workshop, qmp: Qmp, choice: SliceChoi
     return owned
 
 
-async def _lend(vm: ManagedVm, workshop: Workshop, owned: OwnedSlice, sysfs: Sysfs) -> None:
+async def _lend(vm: ManagedVm, workshop: Workshop, owned: OwnedSlice, iommufd: bool) -> None:
     """Let QEMU's user have the slice; it goes back to its owner with everything else."""
     account = vm.record.launch.account if vm.record.launch else None
     if account is None or vm.process is None:
         return
-    limit_locked_memory(vm.process.pid, lockable_bytes(vm.vm))
-    if (node := find_group_node(owned, sysfs)) is not None:
-        what = WantedFile(f"gpus[{owned.slot}]", node, Access.OWN, own_file=True)
-        await lend_files(vm, workshop, [what], account)
+    limit = lockable_bytes(vm.vm, charged_together=iommufd and workshop.shares_user)
+    limit_locked_memory(vm.process.pid, limit)
+    nodes = find_nodes(owned, Sysfs(workshop.places.sysfs), iommufd=iommufd)
+    wanted = [WantedFile(owned.asked_by, node, Access.OWN, own_file=True) for node in nodes]
+    await lend_files(vm, workshop, wanted, account)
 
 
-def _is_usable(owned: OwnedSlice, sysfs: Sysfs) -> bool:
-    return not is_ready(owned, sysfs)
+def _is_usable(owned: OwnedSlice, sysfs: Sysfs, iommufd: bool) -> bool:
+    return not is_ready(owned, sysfs, iommufd=iommufd)
 
 
-async def _plug(vm: ManagedVm, qmp: Qmp, owned: OwnedSlice) -> None:
+async def _plug(vm: ManagedVm, qmp: Qmp, owned: OwnedSlice, *, by_iommufd: bool) -> None:
+    way = {"iommufd": OBJECT} if by_iommufd else {}
     port = await _find_free_port(vm, qmp)
     with trio.fail_after(PLUG_SECONDS):
         await qmp.execute(
@@ -189,6 +193,7 @@ async def _plug(vm: ManagedVm, qmp: Qmp, owned: OwnedSlice) -> None:
                 "sysfsdev": owned.path,
                 "bus": port,
                 "addr": "0x0",
+                **way,
             },
         )
 

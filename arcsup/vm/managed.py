@@ -69,6 +69,11 @@ class Workshop:
     image_folders: tuple[Path, ...] = ()
     """Where images may be beside the images directory itself."""
 
+    @property
+    def shares_user(self) -> bool:
+        """Whether the QEMUs of several VMs are one user of the kernel's."""
+        return self.accounts is None or not self.accounts.per_vm
+
 
 @frozen
 class StopOrder:

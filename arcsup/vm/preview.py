@@ -5,13 +5,15 @@ from pathlib import Path
 from attrs import frozen
 
 from arcsup.host.owned import OwnedSlice
+from arcsup.host.sysfs import Sysfs
 from arcsup.model import Argv, Vm
 from arcsup.places import Places
 from arcsup.vm.commandline import build_command_line
 from arcsup.vm.disks import creation_command, resolve_image
 from arcsup.vm.ephemeral import overlay_command
+from arcsup.vm.iommufd import Iommufd, can_use_iommufd
 from arcsup.vm.resources import Needs, find_needs
-from arcsup.vm.slices import slice_devices
+from arcsup.vm.slices import find_cdev_slices, slice_devices
 from arcsup.vm.sockets import Listener
 from arcsup.vm.tpm import tpm_folder
 
@@ -39,8 +41,12 @@ async def preview_command(
     nothing and makes nothing but the cache of what this QEMU can do. Raises Terminal for what this
     host does not have.
     """
-    devices = slice_devices(vm, slices)
-    needs = await find_needs(vm, places, Listener, slices=devices, gpu_node=gpu_node)
+    iommufd = Iommufd() if await can_use_iommufd(vm, places) else None
+    cdevs = find_cdev_slices(slices, Sysfs(places.sysfs)) if iommufd else ()
+    devices = slice_devices(vm, slices, by_iommufd=cdevs)
+    needs = await find_needs(
+        vm, places, Listener, slices=devices, iommufd=iommufd, gpu_node=gpu_node
+    )
     sockets = needs.resources.sockets
     return Preview(
         argv=tuple(build_command_line(needs.vm, needs.resources)),

@@ -5,6 +5,7 @@ With no_new_privs neither a setuid program nor a file capability gives anything 
 (prctl(2), PR_SET_NO_NEW_PRIVS).
 """
 
+import os
 from collections.abc import Mapping
 
 from arcsup.host.accounts import Account
@@ -32,12 +33,16 @@ LOCKED_BESIDE_MEMORY = MiB(1024)
 allows as much (qemuDomainGetMemLockLimitBytes)."""
 
 
-def lockable_bytes(vm: Vm) -> int:
+def lockable_bytes(vm: Vm, *, charged_together: bool) -> int:
     """Return how much memory the QEMU of a VM with host devices must be able to lock.
 
     VFIO pins the guest's whole memory, once however many devices there are, and charges it to who
-    maps it (drivers/vfio/vfio_iommu_type1.c, vfio_lock_acct).
+    maps it (drivers/vfio/vfio_iommu_type1.c, vfio_lock_acct). iommufd charges it to the user
+    (drivers/iommu/iommufd/pages.c, IOPT_PAGES_ACCOUNT_USER), ``charged_together`` with the other
+    VMs of that user; then the limit of each is all the memory that the host has.
     """
+    if charged_together:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return (vm.memory_mib + LOCKED_BESIDE_MEMORY) * 2**20
 
 

@@ -20,6 +20,7 @@ from arcsup.vm.disks import GUEST_TOOLS, check_files, create_missing_disks, find
 from arcsup.vm.displays import DISPLAY_SOCKET, check_password, find_render_node, wants_gl
 from arcsup.vm.ephemeral import create_overlays, with_overlays
 from arcsup.vm.firmware import create_vars, find_firmware, vars_file
+from arcsup.vm.iommufd import Iommufd
 from arcsup.vm.networks import check_networks
 from arcsup.vm.pinning import choose_numa_node
 from arcsup.vm.shared_memory import Take, find_shared_memory
@@ -69,6 +70,7 @@ async def find_needs(
     open_socket: OpenSocket,
     *,
     slices: tuple[SliceDevice, ...] = (),
+    iommufd: Iommufd | None = None,
     gpu_node: int | None = None,
     take: Take = lambda _: True,
     account: Account | None = None,
@@ -104,6 +106,7 @@ async def find_needs(
         numa_node=choose_numa_node(vm, observe_numa(places.sysfs), gpu_node=gpu_node),
         render_node=find_render_node(user) if _draws_with_gl(vm) else None,
         slices=slices,
+        iommufd=iommufd,
         cpu_flags=observe_cpu_flags(),
         shared_memory=find_shared_memory(vm, take),
         vhost=accel == "kvm" and user.may_open(Path("/dev/vhost-net")),

@@ -2,7 +2,7 @@
 down. The record names each before it is touched, so that a crash loses none and doubles none.
 """
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Collection, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -13,11 +13,13 @@ from arcsup.errors import ArcsupError, Transient
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.host.slices import create_slice, is_ready, prepare_slice, remove_slice
 from arcsup.host.sysfs import Sysfs
+from arcsup.host.vfio_nodes import has_cdevs
 from arcsup.host.writer import comes_true
 from arcsup.model import GpuRequest, Vm
 from arcsup.plan.assignment import VmRequests, slots_of
 from arcsup.plan.lifecycle import Phase
 from arcsup.vm.commandline import SliceDevice
+from arcsup.vm.iommufd import was_launched_with_iommufd
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.options import FUNCTIONS_PER_SLOT
 
@@ -34,9 +36,12 @@ class DeviceTrouble(Transient):
     code = "device-trouble"
 
 
-async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ...]:
+async def take_slices(
+    vm: ManagedVm, workshop: Workshop, *, iommufd: bool = False
+) -> tuple[OwnedSlice, ...]:
     """Make the slices that were chosen for ``vm`` and return them, ready for QEMU.
 
+    ``iommufd``: that QEMU has /dev/iommu.
     Those that it has and were not chosen again are given back; one that does not come back is
     kept in the record, and keeps nobody from another. Raises DeviceTrouble.
     """
@@ -53,9 +58,9 @@ async def take_slices(vm: ManagedVm, workshop: Workshop) -> tuple[OwnedSlice, ..
     left = [owned for owned in stale if not await give_back(vm, workshop, owned)]
     for owned in taken:
         await _guard(vm, workshop, owned, create_slice(owned, sysfs))
-        if not await comes_true(partial(_usable, owned, sysfs), seconds=READY_SECONDS):
+        if not await comes_true(partial(_usable, owned, sysfs, iommufd), seconds=READY_SECONDS):
             workshop.device_failed(owned)
-            raise DeviceTrouble(f"{owned.id}: {is_ready(owned, sysfs)}")
+            raise DeviceTrouble(f"{owned.id}: {is_ready(owned, sysfs, iommufd=iommufd)}")
         if _identity(owned) not in known:
             workshop.tell(vm.name, "device-taken", _in_words(owned), id=owned.id)
     if stale:
@@ -75,8 +80,8 @@ def _take_up(owned: OwnedSlice, had: OwnedSlice | None) -> OwnedSlice:
     return evolve(had, slot=owned.slot, mac=owned.mac, left_over=False, adopted=False)
 
 
-def _usable(owned: OwnedSlice, sysfs: Sysfs) -> bool:
-    return not is_ready(owned, sysfs)
+def _usable(owned: OwnedSlice, sysfs: Sysfs, iommufd: bool) -> bool:
+    return not is_ready(owned, sysfs, iommufd=iommufd)
 
 
 async def _prepare(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
@@ -139,13 +144,23 @@ def find_lost_slices(vm: ManagedVm, workshop: Workshop) -> list[str]:
     (measured), so somebody has to look.
     """
     sysfs = Sysfs(workshop.places.sysfs)
-    return [why for owned in vm.record.slices_in_use if (why := is_ready(owned, sysfs))]
+    iommufd = was_launched_with_iommufd(vm.record.launch)
+    found = (is_ready(owned, sysfs, iommufd=iommufd) for owned in vm.record.slices_in_use)
+    return [why for why in found if why]
 
 
-def slice_devices(vm: Vm, slices: tuple[OwnedSlice, ...]) -> tuple[SliceDevice, ...]:
+def find_cdev_slices(slices: Iterable[OwnedSlice], sysfs: Sysfs) -> frozenset[str]:
+    """Return the ids of those that a QEMU with /dev/iommu opens by nodes of their own."""
+    return frozenset(owned.id for owned in slices if has_cdevs(owned, sysfs))
+
+
+def slice_devices(
+    vm: Vm, slices: tuple[OwnedSlice, ...], *, by_iommufd: Collection[str] = ()
+) -> tuple[SliceDevice, ...]:
     """Return the slices as QEMU's devices: one root port for each, companions beside their card.
 
-    Network cards have the last ports, so that a further GPU moves none of them.
+    Network cards have the last ports, so that a further GPU moves none of them. ``by_iommufd`` are
+    ids.
     """
     requests = requests_by_slot(vm)
     devices: list[SliceDevice] = []
@@ -154,16 +169,18 @@ def slice_devices(vm: Vm, slices: tuple[OwnedSlice, ...]) -> tuple[SliceDevice, 
     gpus = [owned for owned in in_order if owned.mac is None]
     last = max(FUNCTIONS_PER_SLOT, len(slices)) - 1
     for place, owned in enumerate(networks):
-        path = Path(owned.path)
-        devices.append(SliceDevice(f"nic{owned.slot}", path, last - place))
+        path, iommufd = Path(owned.path), owned.id in by_iommufd
+        devices.append(SliceDevice(f"nic{owned.slot}", path, last - place, iommufd=iommufd))
     for port, owned in enumerate(gpus):
         request = requests.get(owned.slot)
         display = request is not None and request.display
-        name = f"gpu{owned.slot}"
-        devices.append(SliceDevice(name, Path(owned.path), port, display=display))
+        name, path, iommufd = f"gpu{owned.slot}", Path(owned.path), owned.id in by_iommufd
+        devices.append(SliceDevice(name, path, port, display=display, iommufd=iommufd))
         for function, companion in enumerate(owned.rebindings[1:], start=1):
-            path = Path(owned.path).with_name(companion.address)
-            devices.append(SliceDevice(f"{name}-{function}", path, port, function))
+            beside = path.with_name(companion.address)
+            devices.append(
+                SliceDevice(f"{name}-{function}", beside, port, function, iommufd=iommufd)
+            )
     return tuple(devices)
 
 

@@ -18,13 +18,13 @@ from arcsup.host.slices import (
     OwnedSlice,
     SliceChoice,
     create_slice,
-    find_group_node,
     is_ready,
     prepare_slice,
     remove_slice,
 )
 from arcsup.host.sriov import enable_vfs, find_vfs
 from arcsup.host.sysfs import Sysfs
+from arcsup.host.vfio_nodes import find_nodes
 from arcsup.host.writer import (
     await_earlier_helpers,
     comes_true,
@@ -88,8 +88,7 @@ async def test_an_mdev_lives_its_whole_life(mbochs: Path, uuid: str, inner_qemu:
     await create_slice(owned, SYSFS)
     await create_slice(owned, SYSFS)
     assert types_of(mbochs)["mbochs-small"] == before["mbochs-small"] - 1
-    node = find_group_node(owned, SYSFS)
-    assert node is not None
+    (node,) = find_nodes(owned, SYSFS, iommufd=False)
     wait_until(lambda: is_ready(owned, SYSFS) == "")
     assert is_ready(owned, SYSFS, account=Account(65534, 65534)).startswith(
         f"{node} may not be read"
@@ -218,7 +217,8 @@ async def test_a_daemon_killed_at_any_moment_leaves_what_can_be_repaired(
     await await_earlier_helpers(seconds=30)
     for owned in (mdev, function):
         await create_slice(owned, SYSFS)
-        assert is_ready(owned, SYSFS) in ("", f"{find_group_node(owned, SYSFS)} is not there yet")
+        (node,) = find_nodes(owned, SYSFS, iommufd=False)
+        assert is_ready(owned, SYSFS) in ("", f"{node} is not there yet")
         await remove_slice(owned, SYSFS)
     assert types_of(mbochs) == before
     assert (driver_of(card), override_of(card)) == (None, "(null)")

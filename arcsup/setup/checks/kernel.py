@@ -1,9 +1,11 @@
 """The kernel: IOMMU, its command line, its modules, memory for guests."""
 
+import os
 from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 
+from arcsup.host.vfio_nodes import DRIVERS, IOMMU, lists_cdevs
 from arcsup.setup.findings import Check, Finding, info, ok, warning
 from arcsup.setup.host import UNLIMITED, Host
 from arcsup.setup.iommu import ACPI_TABLES, find_parameters, observe_iommu
@@ -124,6 +126,22 @@ def check_modules(host: Host) -> Iterator[Finding]:
             yield warning(f"kernel {host.release} has no module {module}", f"it {purpose}", do)
 
 
+def check_iommufd(host: Host) -> Iterator[Finding]:
+    """Tell whether devices go to VMs by nodes of their own, or with their whole IOMMU group."""
+    by_groups = "devices go to VMs by their IOMMU groups, which does as well"
+    node = host.path(IOMMU)
+    if not node.exists():
+        yield info("this kernel has no iommufd", by_groups, "it is CONFIG_IOMMUFD of later kernels")
+    elif not lists_cdevs(host.read(DRIVERS)):
+        do = "modprobe vfio, or take a kernel that has CONFIG_VFIO_DEVICE_CDEV too"
+        yield info("VFIO gives devices no nodes of their own for iommufd", by_groups, do)
+    elif not os.access(node, os.R_OK | os.W_OK):
+        do = f"as root: chgrp USERS_GROUP {host.tell(node)}, and the nodes in /dev/vfio/devices too"
+        yield info(f"{host.tell(node)} cannot be opened by this user", by_groups, do)
+    else:
+        yield ok("the kernel gives devices by iommufd, to every QEMU that has it")
+
+
 def check_hugepages(host: Host) -> Iterator[Finding]:
     """Tell what there is for VMs with ``hugepages``."""
     found = []
@@ -166,6 +184,7 @@ CHECKS = (
     Check("interrupt-remapping", "Interrupt remapping", check_interrupt_remapping),
     Check("command-line", "The kernel's command line", check_command_line),
     Check("modules", "Kernel modules", check_modules),
+    Check("iommufd", "Devices by iommufd", check_iommufd),
     Check("hugepages", "Huge pages", check_hugepages),
     Check("memlock", "Locked memory", check_memlock),
 )
