@@ -165,6 +165,7 @@ def _open_workshop(
         machine_id=machine,
         accounts=_find_accounts(config, machine) if places.system else None,
         image_folders=config.image_dirs,
+        iommufd=config.iommufd,
         boot_id=str(boot_id()),
         records=RecordStore(places.state / "vms"),
         tell=tell,

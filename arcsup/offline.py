@@ -71,7 +71,7 @@ def preview_offline(
 async def _preview(source: str, file: Path, places: Places, config: Config, mode: Mode) -> Preview:
     vm = in_mode(load_vm(source, file, str(machine_id(places.state))), mode)
     if not wants_devices(vm):
-        return await preview_command(vm, places)
+        return await preview_command(vm, places, by_iommufd=config.iommufd)
     fleet = await _look_at_all(places, config)
     allocation = fleet.allocation
     known = fleet.vms.get(vm.name)
@@ -86,7 +86,8 @@ async def _preview(source: str, file: Path, places: Places, config: Config, mode
         )
     sysfs = Sysfs(places.sysfs)
     chosen = [await prepare_slice(choice, sysfs) for choice in allocation.choices_for(vm.name)]
-    return await preview_command(vm, places, tuple(chosen), allocation.numa_node_of(vm.name))
+    node = allocation.numa_node_of(vm.name)
+    return await preview_command(vm, places, tuple(chosen), node, by_iommufd=config.iommufd)
 
 
 async def _plan_here(places: Places, config: Config) -> list[Step]:

@@ -30,6 +30,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "sysfsRoot: /tmp/sys\ngroup: kvm\nviewer: desktop\nonExit: stop\n"
         "resync: 5s\nlogLevel: debug\nstartLimit: 4\nplacement: spread\n"
         "monitoringGroup: adm\nuser: qemu\nisolation: per-vm\nimageDirs: [/srv/iso]\n"
+        "iommufd: false\n"
         "gpus: [{match: 0000:C1:00.0, exclude: true}, {match: '*', vfs: 8, mixedSizes: true}]\n"
     )
 
@@ -51,6 +52,7 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "qemu",
         Isolation.PER_VM,
         (Path("/srv/iso"),),
+        iommufd=False,
     )
 
 
@@ -58,6 +60,7 @@ def test_a_configuration_is_written_in_the_files_own_keys() -> None:
     assert config_to_native(Config()) == {
         "isolation": "shared",
         "imageDirs": [],
+        "iommufd": True,
         "onExit": "leave",
         "resync": "30s",
         "logLevel": "info",

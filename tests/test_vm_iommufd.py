@@ -7,9 +7,12 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from arcsup.devices import Backend
 from arcsup.host.accounts import Account
-from arcsup.model import MiB
-from arcsup.vm import iommufd
+from arcsup.host.owned import OwnedSlice
+from arcsup.model import MiB, Vm
+from arcsup.places import Places
+from arcsup.vm import iommufd, preview
 from arcsup.vm.capabilities import Capabilities
 from arcsup.vm.commandline import build_command_line
 from arcsup.vm.iommufd import (
@@ -40,6 +43,23 @@ async def test_it_takes_both_the_qemu_and_the_kernel(
     monkeypatch.setattr(iommufd, "probe_capabilities", probe)
     monkeypatch.setattr(iommufd, "offers_iommufd", lambda: kernel)
     assert await can_use_iommufd(PLAIN, SmallHost(tmp_path).places) == can
+
+
+@pytest.mark.parametrize("asked", [True, False])
+async def test_iommufd_false_has_devices_go_by_groups(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: bool
+) -> None:
+    async def can(_vm: Vm, _places: Places) -> bool:
+        return True
+
+    monkeypatch.setattr(preview, "can_use_iommufd", can)
+    card = OwnedSlice(Backend.SRIOV, 0, "ff:1f.7", "ff:1f.0", "ff:1f.0", None, "/sys/ff:1f.7")
+    places = SmallHost(tmp_path).places
+
+    shown = await preview.preview_command(PLAIN, places, (card,), by_iommufd=asked)
+
+    assert ("iommufd,id=iommufd0" in shown.argv) == asked
+    assert any(word.endswith(",iommufd=iommufd0") for word in shown.argv) == asked
 
 
 def test_a_qemu_without_rights_inherits_the_open_node(

@@ -68,6 +68,7 @@ class Config:
     ``group`` owns the control socket, ``monitoring_group`` the one for reading, which there is only
     with it. ``viewer`` is the user who looks at VMs; None is the daemon's
     own. ``user`` is whom QEMU runs as where the daemon is root; None is the default one.
+    ``iommufd`` False gives devices by IOMMU groups though they could go by iommufd.
     ``image_dirs`` are where a VM's files may be beside the images directory. ``start_limit`` is
     how many VMs may be starting at once;
     None is twice the CPUs of the host.
@@ -90,6 +91,7 @@ class Config:
     user: str | None = None
     isolation: Isolation = Isolation.SHARED
     image_dirs: tuple[Path, ...] = ()
+    iommufd: bool = True
 
 
 def _parse_match(text: str) -> str:
@@ -174,6 +176,7 @@ CONFIG = Struct(
         ),
         Key("isolation", Choice(Isolation), "one user for all VMs (shared), or one each (per-vm)"),
         Key("imageDirs", Items(DIRECTORY), "further folders whose files VMs may have"),
+        Key("iommufd", Flag(), "devices go to VMs by iommufd where QEMU and the kernel have it"),
         Key("onExit", Choice(OnExit), "what happens to running VMs when the daemon ends"),
         Key(
             "resync",

@@ -58,7 +58,7 @@ _WITH_ID = frozenset({"blockdev", "chardev", "device", "drive", "fsdev", "netdev
 _OWN_IDS = re.compile(
     r"qmp|monitor|console|serial0|agent|vdagent|channels|panic|entropy|rng|memory|vga|usb|tablet|mouse"
     r"|scsi|keyboard|audio|sound|codec|(looking-glass[0-9]*|scream)(-memory)?|(redirection|usb-host|virtio-gpu"
-    r"|port|disk|cd|nic|net|share|gpu)[0-9]+([.-].*)?|firmware-.*|tpm.*"
+    r"|port|disk|cd|nic|net|share|gpu)[0-9]+([.-].*)?|firmware-.*|tpm.*|iommufd0"
 )
 
 

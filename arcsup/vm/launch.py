@@ -77,7 +77,7 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     places = workshop.places
     places.log_of(vm.name).mkdir(mode=0o750, parents=True, exist_ok=True)
     await run_hooks(vm, workshop, "preStart")
-    by_iommufd = await can_use_iommufd(vm.running, places)
+    by_iommufd = workshop.iommufd and await can_use_iommufd(vm.running, places)
     slices = await take_slices(vm, workshop, iommufd=by_iommufd)
     account = choose_account(vm, workshop)
     await create_files(vm.running, places)

@@ -68,6 +68,8 @@ class Workshop:
     """Whom QEMU runs as where the daemon is root; None where all is one user's."""
     image_folders: tuple[Path, ...] = ()
     """Where images may be beside the images directory itself."""
+    iommufd: bool = True
+    """Devices go by iommufd where that can be."""
 
     @property
     def shares_user(self) -> bool:

@@ -33,15 +33,20 @@ class Preview:
 
 
 async def preview_command(
-    vm: Vm, places: Places, slices: tuple[OwnedSlice, ...] = (), gpu_node: int | None = None
+    vm: Vm,
+    places: Places,
+    slices: tuple[OwnedSlice, ...] = (),
+    gpu_node: int | None = None,
+    *,
+    by_iommufd: bool = True,
 ) -> Preview:
     """Return what would be run, sockets by path where the daemon passes descriptors.
 
-    ``slices`` are those that the VM would get, ``gpu_node`` the NUMA node of the first. Starts
-    nothing and makes nothing but the cache of what this QEMU can do. Raises Terminal for what this
-    host does not have.
+    ``slices`` are those that the VM would get, ``gpu_node`` the NUMA node of the first;
+    ``by_iommufd`` False has them go by IOMMU groups in any case. Starts nothing and makes nothing
+    but the cache of what this QEMU can do. Raises Terminal for what this host does not have.
     """
-    iommufd = Iommufd() if await can_use_iommufd(vm, places) else None
+    iommufd = Iommufd() if by_iommufd and await can_use_iommufd(vm, places) else None
     cdevs = find_cdev_slices(slices, Sysfs(places.sysfs)) if iommufd else ()
     devices = slice_devices(vm, slices, by_iommufd=cdevs)
     needs = await find_needs(
