@@ -224,3 +224,22 @@ def test_whoever_may_not_use_the_socket_is_told(client: Client) -> None:
         os.seteuid(0)
 
     assert "group" in caught.value.hint
+
+
+def test_a_daemon_whose_backlog_is_full_is_waited_for(short_dir: Path) -> None:
+    path = short_dir / "arcsup.sock"
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as first:
+        listener.bind(str(path))
+        listener.listen(0)
+        first.connect(str(path))
+
+        def accept() -> None:
+            for _ in range(2):
+                listener.accept()[0].close()
+
+        accepting = threading.Timer(0.2, accept)
+        accepting.start()
+        # It comes through, and is then told by whom: nobody answers.
+        with pytest.raises(DaemonUnreachable, match="had answered"):
+            Client(path).get("/v1/vms")
+        accepting.join()

@@ -7,6 +7,7 @@ else that ``arcsup list`` does. HTTP/1.0 has neither chunks nor connections that
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
@@ -178,9 +179,14 @@ def _connect_to(socket_path: Path, timeout: float) -> socket.socket:
             f"{path}: longer than {SOCKET_PATH_LIMIT} bytes, no socket can be there"
         )
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    connection.settimeout(timeout)
     try:
+        # With a time-out of Python's own, connect would not wait for a daemon whose backlog is
+        # full (unix(7), EAGAIN). The kernel's is whole seconds and microseconds (socket(7)).
+        seconds, fraction = divmod(timeout, 1)
+        patience = struct.pack("ll", int(seconds), max(1, int(fraction * 1e6)))
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         connection.connect(path)
+        connection.settimeout(timeout)
     except PermissionError:
         connection.close()
         raise NotPermitted(

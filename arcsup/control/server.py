@@ -1,13 +1,11 @@
 """The control socket: bound by us, served by hypercorn's trio worker, ended in time."""
 
 import contextlib
-import errno
 import grp
 import logging
 import os
 import socket
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -15,8 +13,10 @@ import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve
 from hypercorn.typing import Framework
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arcsup.control.app import make_app
+from arcsup.control.connections import break_connections, tend_connections
 from arcsup.control.supervisor import Supervisor
 from arcsup.errors import NotPermitted, Refused, Terminal
 from arcsup.places import SOCKET_PATH_LIMIT
@@ -51,7 +51,7 @@ async def serve_control(
     closing = trio.Event()
     served = trio.Event()
     # Both are ASGI 3; Starlette types its messages as maps, hypercorn as TypedDicts.
-    app = cast("Framework", make_app(supervisor, closing, read_only=read_only))
+    app = cast("Framework", _only_http_1(make_app(supervisor, closing, read_only=read_only)))
 
     async def serve_shielded(
         descriptor: int, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
@@ -78,7 +78,7 @@ async def serve_control(
             os.set_inheritable(descriptor, False)
             logger.info("listening on %s", socket_path)
             task_status.started()
-            await trio.sleep_forever()
+            await tend_connections(socket_path)
         finally:
             closing.set()
             with trio.move_on_after(BREAK_AFTER, shield=True):
@@ -86,6 +86,24 @@ async def serve_control(
             if not served.is_set():
                 break_connections(socket_path)
             _remove_socket(socket_path, inode)
+
+
+def _only_http_1(app: ASGIApp) -> ASGIApp:
+    """Refuse HTTP/2, which hypercorn takes from whoever asks for it.
+
+    With its flow control a client can hold up a hundred answers at a time while its connection
+    has room (RFC 9113, section 5.2), and nobody would see it.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["http_version"] == "2":
+            # Without a body: that would wait for room as well.
+            await send({"type": "http.response.start", "status": 505, "headers": []})
+            await send({"type": "http.response.body", "body": b""})
+        else:
+            await app(scope, receive, send)
+
+    return answer
 
 
 def create_listener(socket_path: Path, group: str | None) -> socket.socket:
@@ -116,38 +134,6 @@ def create_listener(socket_path: Path, group: str | None) -> socket.socket:
             raise Terminal(f"{socket_path}: cannot listen there: {error.strerror}") from error
         cleanup_on_fail.pop_all()
     return listener
-
-
-def break_connections(socket_path: Path) -> None:
-    """Shut down every connection that was accepted on ``socket_path``.
-
-    hypercorn shields its writes from cancellation, so a client that does not read (a stopped
-    ``arcsup events -f``) would hold up the daemon's end for ever; it gives us no other hold on
-    its connections than their descriptors.
-    """
-    for connection in _find_connections(socket_path):
-        with connection, contextlib.suppress(OSError):
-            # ENOTCONN: the other end has gone by now.
-            connection.shutdown(socket.SHUT_RDWR)
-            logger.warning("dropped a client that did not read its answer")
-
-
-def _find_connections(socket_path: Path) -> Iterator[socket.socket]:
-    """Yield duplicates of our descriptors that are connections on ``socket_path``."""
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            if not entry.is_socket():
-                continue
-            duplicate = socket.socket(fileno=os.dup(int(entry.name)))
-        except OSError as error:
-            # Closed since it was listed.
-            if error.errno != errno.EBADF:
-                raise
-            continue
-        if duplicate.family == socket.AF_UNIX and duplicate.getsockname() == str(socket_path):
-            yield duplicate
-        else:
-            duplicate.close()
 
 
 def _configure(descriptor: int) -> Config:

@@ -2,7 +2,9 @@
 
 import re
 import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -131,3 +133,29 @@ def test_what_a_qemu_writes_without_end_is_thrown_away_and_told(flooded: Flooded
         flooded.check_the_others()
         # What is written until the next look comes on top.
         daemon.until(lambda: log.stat().st_size <= 2 * LARGEST_LOG, "it is short again")
+
+
+def test_hundreds_of_clients_that_never_read_hold_up_nobody(short_dir: Path) -> None:
+    with running_daemon(short_dir) as daemon, ExitStack() as opened:
+        daemon.drop("good")
+        pid = daemon.wait_for("good", "running")["pid"]
+        before = resident_mib(daemon)
+        requests = (
+            b"GET /v1/events HTTP/1.1\r\nHost: a\r\n\r\n",
+            b"GET /v1/openapi.json HTTP/1.1\r\nHost: a\r\n\r\n" * 50,
+            b"GET /v1/inventory HTTP/1.1\r\nHost: a\r\n\r\n" * 50,
+            b"GET /v1/vms HTT",
+        )
+        for number in range(400):
+            client = opened.enter_context(socket.socket(socket.AF_UNIX))
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            client.connect(str(daemon.run / "arcsup.sock"))
+            client.sendall(requests[number % len(requests)])
+
+        daemon.call("pause", "good")
+        daemon.wait_for("good", "paused")
+        daemon.call("resume", "good")
+        assert daemon.wait_for("good", "running")["pid"] == pid
+        daemon.until(lambda: "dropped a client" in daemon.read_log(), "they are dropped")
+        assert resident_mib(daemon) - before < ROOM
+        daemon.terminate()

@@ -1,0 +1,183 @@
+"""Clients that take nothing, say nothing, or come in hundreds: dropped, and nobody else notices."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from arcsup.control import connections
+from arcsup.control.server import serve_control
+from tests.fake_supervisor import FakeSupervisor, make_event, make_status
+
+GET_VMS = b"GET /v1/vms HTTP/1.1\r\nHost: arcsup\r\n\r\n"
+FOLLOW = b"GET /v1/events HTTP/1.1\r\nHost: arcsup\r\n\r\n"
+
+
+@pytest.fixture
+def supervisor() -> FakeSupervisor:
+    """Return one whose list and events are longer than a socket takes."""
+    supervisor = FakeSupervisor()
+    for number in range(2000):
+        supervisor.add(make_status(f"vm{number}"))
+    for _ in range(200):
+        supervisor.log.append(make_event("x" * 10_000))
+    return supervisor
+
+
+@asynccontextmanager
+async def serving(
+    supervisor: FakeSupervisor, path: Path, *, read_only: bool = False
+) -> AsyncIterator[None]:
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_control, read_only=read_only), supervisor, path)
+        yield
+        nursery.cancel_scope.cancel()
+
+
+async def ask(path: Path, request: bytes = GET_VMS) -> bytes:
+    """Return the beginning of an answer."""
+    async with await trio.open_unix_socket(path) as stream:
+        await stream.send_all(request)
+        return bytes(await stream.receive_some(1000))
+
+
+async def read_to_the_end(stream: trio.SocketStream) -> int:
+    """Return how many bytes are still to be had before the daemon's side ends."""
+    return sum([len(chunk) async for chunk in stream])
+
+
+@pytest.mark.parametrize("read_only", [False, True])
+@pytest.mark.parametrize("request_", [GET_VMS, FOLLOW])
+async def test_a_client_that_never_reads_is_dropped_with_a_reason(
+    supervisor: FakeSupervisor,
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    request_: bytes,
+    *,
+    read_only: bool,
+) -> None:
+    path = tmp_path / "arcsup.sock"
+    async with serving(supervisor, path, read_only=read_only):
+        async with await trio.open_unix_socket(path) as stalled:
+            await stalled.send_all(request_)
+            await trio.sleep(20)
+            assert "dropped" not in caplog.text
+            assert b"200" in await ask(path)
+            await trio.sleep(20)
+
+            assert await read_to_the_end(stalled) < 1_000_000
+        assert "dropped a client that took nothing for 30 s" in caplog.text
+        assert b"200" in await ask(path)
+
+
+async def test_who_follows_and_hears_nothing_for_long_is_not_dropped(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    path, supervisor = tmp_path / "arcsup.sock", FakeSupervisor()
+    async with serving(supervisor, path), await trio.open_unix_socket(path) as reader:
+        await reader.send_all(FOLLOW)
+        # It does not look either, as one that was stopped for a while.
+        await trio.sleep(600)
+        supervisor.log.append(make_event("at last"))
+        heard = b""
+        while b"at last" not in heard and (chunk := await reader.receive_some(65536)):
+            heard += chunk
+
+    assert b"at last" in heard
+    assert "dropped" not in caplog.text
+
+
+@pytest.mark.parametrize("begun", [b"", b"GET /v1/v", b"GET /v1/vms HTTP/1.1\r\nHost: ar"])
+async def test_who_does_not_finish_a_request_is_not_waited_for(
+    tmp_path: Path, autojump_clock: MockClock, begun: bytes
+) -> None:
+    path = tmp_path / "arcsup.sock"
+    async with serving(FakeSupervisor(), path), await trio.open_unix_socket(path) as client:
+        if begun:
+            await client.send_all(begun)
+        with trio.fail_after(10):
+            await read_to_the_end(client)
+
+
+async def test_who_writes_a_byte_now_and_then_is_not_waited_for(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "arcsup.sock"
+    request = b"GET /v1/vms HTTP/1.1\r\n" + b"X: y\r\n" * 1000
+    async with serving(FakeSupervisor(), path), await trio.open_unix_socket(path) as client:
+        with trio.fail_after(60), pytest.raises(trio.BrokenResourceError):
+            await send_slowly(client, request)
+
+
+async def send_slowly(client: trio.SocketStream, request: bytes) -> None:
+    for number in range(len(request)):
+        await client.send_all(request[number : number + 1])
+        await trio.sleep(1)
+
+
+async def test_a_body_that_comes_too_slowly_is_refused(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "arcsup.sock"
+    head = b"POST /v1/vms HTTP/1.1\r\nHost: arcsup\r\nContent-Length: 1000\r\n\r\n{"
+    async with serving(FakeSupervisor(), path), await trio.open_unix_socket(path) as client:
+        await client.send_all(head)
+        with trio.fail_after(30):
+            answer = b"".join([chunk async for chunk in client])
+
+    assert b" 400 " in answer
+    assert b"did not arrive within 10 s" in answer
+
+
+async def test_of_too_many_connections_of_one_user_the_newest_go(
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connections, "MOST", 10)
+    path = tmp_path / "arcsup.sock"
+    async with serving(FakeSupervisor(), path):
+        clients = []
+        for batch in (10, 5):
+            for _ in range(batch):
+                client = await trio.open_unix_socket(path)
+                await client.send_all(FOLLOW)
+                assert b"200" in await client.receive_some(1000)
+                clients.append(client)
+            await trio.sleep(6)
+
+        for client in clients[10:]:
+            with trio.fail_after(1):
+                await read_to_the_end(client)
+        assert caplog.text.count("is one too many of user") == 5
+        for client in clients[:10]:
+            with trio.move_on_after(1) as limit:
+                await read_to_the_end(client)
+            assert limit.cancelled_caught
+        for client in clients:
+            await client.aclose()
+
+
+async def test_http_2_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "arcsup.sock"
+    # With it, a client could hold up hundreds of answers on a connection that has room
+    # (RFC 9113, section 5.2).
+    upgrade = (
+        b"GET /v1/vms HTTP/1.1\r\nHost: arcsup\r\nConnection: Upgrade, HTTP2-Settings\r\n"
+        b"Upgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n\r\n"
+    )
+    async with serving(FakeSupervisor(), path):
+        async with await trio.open_unix_socket(path) as client:
+            await client.send_all(upgrade)
+            heard = b""
+            with trio.move_on_after(5):
+                while b"[]" not in heard and (chunk := await client.receive_some(65536)):
+                    heard += chunk
+        assert b"[]" not in heard
+        assert b"200" in await ask(path)
