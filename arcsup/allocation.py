@@ -177,7 +177,10 @@ class Allocation:
 
     def changes_cards(self) -> bool:
         """Tell whether the configuration wants cards to be other than they come."""
-        return any(entry.vfs is not None or entry.mixed_sizes for entry in self.policy.cards)
+        return any(
+            entry.vfs is not None or entry.mixed_sizes or entry.vf_quota is not None
+            for entry in self.policy.cards
+        )
 
     def quarantined(self) -> frozenset[str]:
         """Return what has failed too often, by slice id or PARENT/TYPE."""

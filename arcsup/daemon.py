@@ -45,7 +45,8 @@ from arcsup.reconcile import Reconciler
 from arcsup.show import in_words
 from arcsup.shutdown import ask_for_time, host_goes_down
 from arcsup.spec.config import Config, Isolation
-from arcsup.virtual_functions import VfJournal, VfKeeper
+from arcsup.vf_journal import VfJournal
+from arcsup.virtual_functions import VfKeeper
 from arcsup.vm.logfiles import keep_logs_short
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.record import RecordStore

@@ -80,6 +80,7 @@ class Function:
     """A PCI function that can be handed out: a VF of a card, or a companion of it.
 
     ``blockers`` say, one sentence each, which other members keep its group from being viable.
+    ``vram_mib`` is a VF's own share of the card's video memory, None where nothing tells.
     """
 
     address: str
@@ -87,6 +88,16 @@ class Function:
     group: int | None
     path: str
     blockers: tuple[str, ...] = ()
+    vram_mib: MiB | None = None
+
+
+@frozen
+class VfQuota:
+    """What each VF of an Intel card may use; None leaves the driver's own number."""
+
+    vram_mib: MiB | None = None
+    exec_quantum_ms: int | None = None
+    preempt_timeout_us: int | None = None
 
 
 @frozen

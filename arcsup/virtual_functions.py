@@ -1,73 +1,30 @@
-"""Gives cards the virtual functions that arcsup.yaml asks for, and NVIDIA's mixed-size mode.
+"""Gives cards the virtual functions that arcsup.yaml asks for, and their quotas; and NVIDIA's the
+mixed-size mode.
 
 One task per card, so that a kernel that does not answer holds up that card alone. What was enabled
 is in a journal, written before the deed: only what arcsup enabled is ever taken away. It stays when
 the daemon ends (VMs run on with it) and when the configuration says nothing of the card any more.
 """
 
-import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
 import trio
 from attrs import define, evolve, field
 
-from arcsup.devices import Inventory
-from arcsup.durable import write_durably
+from arcsup.devices import Inventory, VfQuota
 from arcsup.errors import ArcsupError, Stuck, Terminal
 from arcsup.host.mixed_sizes import enable_mixed_sizes
 from arcsup.host.sriov import enable_vfs, find_vfs
 from arcsup.host.sysfs import Sysfs
+from arcsup.host.vf_quotas import observe_vf_quotas, set_vf_quotas
 from arcsup.plan.assignment import CardPolicy
 from arcsup.plan.obstacles import make_policy_table
-from arcsup.plan.vfs import LeaveVfs, SetMixed, SetVfs, VfStep, plan_vfs
-
-logger = logging.getLogger(__name__)
+from arcsup.plan.vfs import LeaveVfs, SetMixed, SetQuota, SetVfs, VfStep, plan_vfs
+from arcsup.vf_journal import KeptQuota, VfJournal
 
 RETRY_SECONDS = 10.0
 """Seconds after which a card that did not get its virtual functions is tried again."""
-
-
-@define(eq=False)
-class VfJournal:
-    """By card, the numbers of virtual functions that arcsup enabled, or was about to enable.
-
-    Virtual functions do not outlast the host's uptime, so neither does what is kept of them.
-    """
-
-    file: Path
-    boot_id: str
-    counts: dict[str, tuple[int, ...]] = field(factory=dict)
-    _turn: trio.Lock = field(factory=trio.Lock)
-
-    @classmethod
-    def load(cls, file: Path, boot_id: str) -> "VfJournal":
-        """Return what was kept in this boot. What cannot be read makes nothing ours."""
-        counts: dict[str, tuple[int, ...]] = {}
-        try:
-            kept = json.loads(file.read_text())
-            if kept["bootId"] == boot_id:
-                counts = {str(card): tuple(map(int, seen)) for card, seen in kept["cards"].items()}
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            logger.warning("%s cannot be read (%s): no virtual function is ours", file, error)
-        return cls(file, boot_id, counts)
-
-    async def note(self, card: str, *counts: int) -> None:
-        """Make durable which numbers of virtual functions of a card are ours. Raises Terminal."""
-        self.counts[card] = counts
-        try:
-            async with self._turn:
-                content = json.dumps({"bootId": self.boot_id, "cards": self.counts}, indent=1)
-                await trio.to_thread.run_sync(partial(write_durably, self.file, content, 0o600))
-        except OSError as error:
-            raise Terminal(
-                f"{self.file} cannot be written: {error.strerror}",
-                "no virtual function is enabled that could not be recorded first",
-            ) from error
 
 
 @define(eq=False)
@@ -100,6 +57,7 @@ class VfKeeper:
             self.journal.counts,
             users,
             frozenset(self.mixed),
+            {address: kept.wanted for address, kept in self.journal.quotas.items()},
         )
         lacking = {step.address for step in steps} | self._working
         for address in {*self._said, *self.busy} - lacking:
@@ -121,6 +79,12 @@ class VfKeeper:
         for address in self.journal.counts.keys() - with_vfs - self._working:
             # Whoever makes some now, it is not arcsup.
             del self.journal.counts[address]
+        for address in self.journal.quotas.keys() - with_vfs - self._working:
+            # The driver has released them (sysfs-driver-intel-xe-sriov).
+            del self.journal.quotas[address]
+        for address in self._given_up.keys() - with_vfs:
+            if isinstance(self._given_up[address], SetQuota):
+                del self._given_up[address]
         for card in inventory.cards:
             if not card.types and not card.slices:
                 # Its virtual functions, or its driver, are gone, and the mode with them.
@@ -138,11 +102,13 @@ class VfKeeper:
         """Return, one sentence each, which cards have not got what was configured."""
         return [f"{address}: {what}" for address, what in sorted(self._said.items())]
 
-    async def _carry_out(self, step: SetVfs | SetMixed) -> None:
+    async def _carry_out(self, step: SetVfs | SetMixed | SetQuota) -> None:
         address = step.address
         try:
             if isinstance(step, SetVfs):
                 await self._set_vfs(step)
+            elif isinstance(step, SetQuota):
+                await self._set_quota(step)
             else:
                 await enable_mixed_sizes(address)
                 self.mixed.add(address)
@@ -157,6 +123,9 @@ class VfKeeper:
 
     async def _set_vfs(self, step: SetVfs) -> None:
         address = step.address
+        if address in self.journal.quotas:
+            # With them the driver releases their memory; of their turns it promises nothing.
+            await self._put_back_quota(address, memory=False)
         # NVIDIA's tool makes as many as the card can have.
         await self.journal.note(address, *sorted({step.have, step.count, step.total} - {0}))
         self.mixed.discard(address)
@@ -171,10 +140,37 @@ class VfKeeper:
         await self.journal.note(address, have)
         self.tell("vfs-set", f"{address} has {have} virtual functions now")
 
+    async def _set_quota(self, step: SetQuota) -> None:
+        address, sysfs = step.address, Sysfs(self.sysfs)
+        if step.quota is None:
+            await self._put_back_quota(address)
+            self.tell("vf-quota-set", f"{address}: its virtual functions have their former quotas")
+            return
+        kept = self.journal.quotas.get(address)
+        now = await trio.to_thread.run_sync(observe_vf_quotas, sysfs, address)
+        # Of a function that was made since, what it has now is what it had before.
+        former = now | dict(kept.former if kept else {})
+        await self.journal.note_quota(address, KeptQuota(None, former))
+        wanted = {number: _merge(step.quota, former[number]) for number in now}
+        await set_vf_quotas(sysfs, address, wanted)
+        await self.journal.note_quota(address, KeptQuota(step.quota, former))
+        self.tell("vf-quota-set", f"{address}: its virtual functions have the quotas asked for")
+
+    async def _put_back_quota(self, address: str, *, memory: bool = True) -> None:
+        sysfs, former = Sysfs(self.sysfs), self.journal.quotas[address].former
+        there = find_vfs(sysfs, address)
+        quotas = {
+            number: quota if memory else evolve(quota, vram_mib=None)
+            for number, quota in former.items()
+            if number in there
+        }
+        await set_vf_quotas(sysfs, address, quotas)
+        await self.journal.note_quota(address, None)
+
     def _count(self, address: str) -> int:
         return len(find_vfs(Sysfs(self.sysfs), address))
 
-    async def _note_failure(self, step: SetVfs | SetMixed, error: ArcsupError) -> None:
+    async def _note_failure(self, step: SetVfs | SetMixed | SetQuota, error: ArcsupError) -> None:
         address = step.address
         why = f"{error.message}{f' ({error.hint})' if error.hint else ''}"
         self._say(address, why)
@@ -182,7 +178,7 @@ class VfKeeper:
         hopeless = isinstance(error, Terminal)
         if isinstance(step, SetMixed):
             self.uniform.add(address)
-        else:
+        elif isinstance(step, SetVfs):
             have = self._count(address)
             if have == 0:
                 self.busy[address] = f"its virtual functions could not be enabled: {why}"
@@ -199,3 +195,18 @@ class VfKeeper:
         if self._said.get(address) != what:
             self._said[address] = what
             self.tell("vfs-left", f"{address}: {what}")
+
+
+def _merge(quota: VfQuota, former: VfQuota) -> VfQuota:
+    """Return a quota in which what is not asked for is as it was."""
+    return VfQuota(
+        vram_mib=former.vram_mib if quota.vram_mib is None else quota.vram_mib,
+        exec_quantum_ms=(
+            former.exec_quantum_ms if quota.exec_quantum_ms is None else quota.exec_quantum_ms
+        ),
+        preempt_timeout_us=(
+            former.preempt_timeout_us
+            if quota.preempt_timeout_us is None
+            else quota.preempt_timeout_us
+        ),
+    )

@@ -29,7 +29,8 @@ from arcsup.plan.ownership import with_owners
 from arcsup.plan.plan import Intent
 from arcsup.reconcile import Reconciler
 from arcsup.spec.native import load_vm, vm_to_native
-from arcsup.virtual_functions import VfJournal, VfKeeper
+from arcsup.vf_journal import VfJournal
+from arcsup.virtual_functions import VfKeeper
 from arcsup.vm import supervise
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.process import ProcessEnd, ProcessId

@@ -63,7 +63,9 @@ slices = st.builds(
     vram_mib=sizes,
     owner=texts,
 )
-functions = st.builds(Function, texts, st.none() | texts, st.none() | counts, texts, tuples(texts))
+functions = st.builds(
+    Function, texts, st.none() | texts, st.none() | counts, texts, tuples(texts), sizes
+)
 cards = st.builds(
     Card,
     address=texts,
@@ -163,7 +165,7 @@ def test_every_field_is_tried() -> None:
     # A field with a default that the strategies leave out would come back the same by chance.
     assert len(fields(Card)) == 24
     assert len(fields(Slice)) == 11
-    assert len(fields(Function)) == 5
+    assert len(fields(Function)) == 6
 
 
 def test_what_only_the_contract_names_is_enough() -> None:

@@ -53,7 +53,8 @@ def test_what_the_configuration_has_in_comments_can_be_uncommented() -> None:
     config = read_config("\n".join(keys), file)
 
     assert config.vm_dir == Path("/etc/arcsup/vms")
-    assert [policy.match for policy in config.gpus] == ["0000:01:00.0", "10de:2230"]
+    matches = [policy.match for policy in config.gpus]
+    assert matches == ["0000:01:00.0", "10de:2230", "8086:e20b"]
 
 
 def _is_key(line: str) -> bool:

@@ -6,7 +6,7 @@ import pytest
 
 from arcsup.errors import ArcsupError, Refused, Terminal, Transient
 from arcsup.host import sriov
-from arcsup.host.sriov import VfQuota, enable_vfs, find_vfs
+from arcsup.host.sriov import enable_vfs, find_vfs
 from arcsup.host.sysfs import Sysfs
 from tests.trees import L40S, Tree
 
@@ -129,21 +129,6 @@ async def test_fewer_vfs_than_asked_for_are_not_passed_off_as_enough(
     error = await answer(tree, 4, tmp_path)
     assert (tree.root / card / "sriov_numvfs").read_text() == "4"
     assert str(error) == f"{CARD}: 4 virtual functions were asked for and 0 were made"
-
-
-async def test_quotas_go_to_the_files_that_the_driver_has(tree: Tree) -> None:
-    card = add_card(tree, driver="xe")
-    tree.populate_vfs(card, VFS)
-    folders = [f"sriov_admin/vf{number}/profile" for number in (1, 2)]
-    folders += [f"drm/card0/prelim_iov/vf{number}/gt0" for number in (1, 2)]
-    for folder in folders:
-        tree.write(f"{card}/{folder}/exec_quantum_ms", "0")
-    tree.write(f"{card}/{folders[1]}/vram_quota", "0")
-    quota = VfQuota(vram_mib=2048, exec_quantum_ms=20, preempt_timeout_us=1000)
-    await enable_vfs(CARD, 2, Sysfs(tree.root), quota=quota)
-    texts = [(tree.root / card / folder / "exec_quantum_ms").read_text() for folder in folders]
-    assert texts == ["20"] * 4
-    assert (tree.root / card / folders[1] / "vram_quota").read_text() == str(2048 << 20)
 
 
 async def test_vfs_are_left_while_the_hosts_network_is_on_one(tree: Tree) -> None:

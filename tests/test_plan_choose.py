@@ -2,6 +2,7 @@
 
 from uuid import UUID, uuid5
 
+import pytest
 from attrs import evolve
 
 from arcsup.devices import (
@@ -249,6 +250,54 @@ def test_each_vf_goes_to_one_vm_and_none_that_somebody_else_bound() -> None:
 
     foreign = refused(choose((sriov(driver="vfio-pci"),), vm(A, request))[A, 0])
     assert "bound to vfio-pci, and not by arcsup" in str(foreign)
+
+
+def with_memory(card: Card, *sizes: int | None) -> Card:
+    """Return a card of which each virtual function has so many MiB."""
+    vfs = (
+        evolve(vf, vram_mib=None if size is None else MiB(size))
+        for vf, size in zip(card.vfs, sizes, strict=True)
+    )
+    return evolve(card, vfs=tuple(vfs))
+
+
+def test_a_vf_is_chosen_by_its_video_memory_where_the_card_tells_it() -> None:
+    request = GpuRequest(kind=GpuKind.VF, min_vram_mib=MiB(3000), max_vram_mib=MiB(5000))
+    cards = (
+        with_memory(sriov(), 2048, 2048),
+        with_memory(sriov(SECOND), 4096, 4096),
+    )
+
+    choice = chosen(choose(cards, vm(A, request))[A, 0])
+    assert (choice.card, choice.vram_mib) == (SECOND, 4096)
+    few = choose(cards, vm(A, evolve(request, min_vram_mib=MiB(4097))))
+    assert "less video memory than minVRam 4097 MiB" in str(refused(few[A, 0]))
+    many = choose(cards, vm(A, evolve(request, min_vram_mib=None, max_vram_mib=MiB(512))))
+    assert "more video memory than maxVRam 512 MiB" in str(refused(many[A, 0]))
+
+
+@pytest.mark.parametrize("sizes", [(None, None), (2048, 4096)])
+def test_a_vf_whose_video_memory_is_not_known_is_within_no_limits(
+    sizes: tuple[int | None, int | None],
+) -> None:
+    card = with_memory(sriov(), *sizes)
+
+    limited = choose((card,), vm(A, GpuRequest(kind=GpuKind.VF, min_vram_mib=MiB(1))))
+    assert "its video memory is not known" in str(refused(limited[A, 0]))
+    assert chosen(choose((card,), vm(A, GpuRequest(kind=GpuKind.VF)))[A, 0]).vram_mib is None
+
+
+def test_a_vf_that_a_vm_has_stays_with_it_while_its_memory_suits() -> None:
+    card = with_memory(sriov(driver="vfio-pci"), 4096, 4096)
+    piece = Slice(
+        Backend.SRIOV, card.vfs[0].address, None, card.vfs[0].address, "", vm=A, ours=True
+    )
+    card = evolve(card, slices=(piece,))
+    request = GpuRequest(kind=GpuKind.VF, min_vram_mib=MiB(4096))
+
+    assert chosen(choose((card,), vm(A, request))[A, 0]).exists
+    larger = evolve(request, min_vram_mib=MiB(8192))
+    assert isinstance(choose((card,), vm(A, larger))[A, 0], Refusal)
 
 
 def test_a_whole_card_must_be_uncut_alone_in_its_group_and_not_the_hosts_display() -> None:

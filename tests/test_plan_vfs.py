@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import pytest
+from attrs import evolve
 
 from arcsup.devices import (
     Backend,
@@ -14,10 +15,11 @@ from arcsup.devices import (
     NetworkVf,
     Slice,
     SliceType,
+    VfQuota,
 )
 from arcsup.model import MiB
 from arcsup.plan.obstacles import make_policy_table
-from arcsup.plan.vfs import LeaveVfs, SetMixed, SetVfs, VfStep, plan_vfs
+from arcsup.plan.vfs import LeaveVfs, SetMixed, SetQuota, SetVfs, VfStep, plan_vfs
 from arcsup.spec.config import GpuPolicy
 
 GPU, NIC = "0000:41:00.0", "0000:01:00.0"
@@ -39,12 +41,14 @@ def plan(
     ours: Mapping[str, tuple[int, ...]] | None = None,
     users: Mapping[str, str] | None = None,
     mixed: frozenset[str] = frozenset(),
+    quotas: Mapping[str, VfQuota | None] | None = None,
 ) -> tuple[VfStep, ...]:
     inventory = Inventory(
         cards=tuple(it for it in cards if isinstance(it, Card)),
         network_cards=tuple(it for it in cards if isinstance(it, NetworkCard)),
     )
-    return plan_vfs(inventory, make_policy_table([policy]), ours or {}, users or {}, mixed)
+    table = make_policy_table([policy])
+    return plan_vfs(inventory, table, ours or {}, users or {}, mixed, quotas or {})
 
 
 @pytest.mark.parametrize("match", [GPU, "8086", "8086:56c0", "*"])
@@ -133,3 +137,40 @@ def test_virtual_functions_come_before_mixed_sizes() -> None:
     policy = GpuPolicy(GPU, mixed_sizes=True, vfs=4)
     (step,) = plan(card(driver="nvidia"), policy=policy)
     assert isinstance(step, SetVfs)
+
+
+QUOTA, OTHER_QUOTA = VfQuota(MiB(2048)), VfQuota(MiB(1024))
+
+
+def test_virtual_functions_get_their_quotas_once_they_are_there() -> None:
+    policy = GpuPolicy("*", vfs=4, vf_quota=QUOTA)
+
+    assert plan(card(), policy=policy) == (SetVfs(GPU, 0, 4, 16),)
+    assert plan(card(4), policy=policy) == (SetQuota(GPU, QUOTA),)
+    assert plan(card(4), policy=policy, quotas={GPU: QUOTA}) == ()
+    assert plan(card(4), policy=policy, quotas={GPU: OTHER_QUOTA}) == (SetQuota(GPU, QUOTA),)
+    assert plan(card(4), policy=policy, quotas={GPU: None}) == (SetQuota(GPU, QUOTA),)
+
+
+def test_quotas_of_a_card_in_use_stay_as_they_are_until_then() -> None:
+    (step,) = plan(card(4), policy=GpuPolicy(GPU, vf_quota=QUOTA), users={GPU: "VM web"})
+
+    assert isinstance(step, LeaveVfs)
+    assert step.because == "VM web uses it: its quotas stay as they are until then"
+
+
+@pytest.mark.parametrize("policy", [GpuPolicy(GPU), GpuPolicy("10de", vf_quota=QUOTA)])
+def test_quotas_that_are_asked_for_no_more_are_put_back(policy: GpuPolicy) -> None:
+    assert plan(card(4), policy=policy, quotas={GPU: QUOTA}) == (SetQuota(GPU, None),)
+    assert plan(card(4), policy=policy) == ()
+    assert plan(card(), policy=policy, quotas={GPU: QUOTA}) == ()
+
+
+def test_an_entry_for_all_cards_means_those_that_can_have_quotas() -> None:
+    amd = evolve(card(4), driver="gim")
+
+    assert plan(amd, policy=GpuPolicy("*", vf_quota=QUOTA)) == ()
+    assert plan(amd, policy=GpuPolicy(GPU, vf_quota=QUOTA)) == (SetQuota(GPU, QUOTA),)
+    assert plan(nic(4), policy=GpuPolicy(NIC, vf_quota=QUOTA)) == ()
+    excluded = GpuPolicy(GPU, exclude=True, vf_quota=QUOTA)
+    assert plan(card(4), policy=excluded, quotas={GPU: OTHER_QUOTA}) == ()

@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
+from arcsup.devices import VfQuota
 from arcsup.errors import SpecError
-from arcsup.model import Seconds
+from arcsup.model import MiB, Seconds
 from arcsup.spec.config import (
     Config,
     GpuPolicy,
@@ -31,7 +32,9 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "resync: 5s\nlogLevel: debug\nstartLimit: 4\nplacement: spread\n"
         "monitoringGroup: adm\nuser: qemu\nisolation: per-vm\nimageDirs: [/srv/iso]\n"
         "iommufd: false\n"
-        "gpus: [{match: 0000:C1:00.0, exclude: true}, {match: '*', vfs: 8, mixedSizes: true}]\n"
+        "gpus:\n  - {match: 0000:C1:00.0, exclude: true}\n"
+        "  - {match: '*', vfs: 8, mixedSizes: true}\n"
+        "  - {match: 8086, vfQuota: {vRam: 2GiB, execQuantum: 20ms, preemptTimeout: 1s}}\n"
     )
 
     assert load_config(file) == Config(
@@ -47,7 +50,11 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         LogLevel.DEBUG,
         4,
         Placement.SPREAD,
-        (GpuPolicy("0000:c1:00.0", exclude=True), GpuPolicy("*", vfs=8, mixed_sizes=True)),
+        (
+            GpuPolicy("0000:c1:00.0", exclude=True),
+            GpuPolicy("*", vfs=8, mixed_sizes=True),
+            GpuPolicy("8086", vf_quota=VfQuota(MiB(2048), 20, 1_000_000)),
+        ),
         "adm",
         "qemu",
         Isolation.PER_VM,
@@ -93,3 +100,25 @@ def test_all_faults_are_told_at_once() -> None:
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="cannot be read: Is a directory"):
         load_config(tmp_path)
+
+
+def test_quotas_are_written_as_they_are_read() -> None:
+    text = "gpus: [{match: 8086, vfQuota: {vRam: 2GiB, execQuantum: 20ms}}]\n"
+
+    written = config_to_native(read_config(text, FILE))["gpus"]
+
+    assert isinstance(written, list)
+    (entry,) = written
+    assert isinstance(entry, dict)
+    quota = entry["vfQuota"]
+    assert isinstance(quota, dict)
+    assert (quota["vRam"], quota["execQuantum"], quota.get("preemptTimeout")) == (
+        "2GiB",
+        "20ms",
+        None,
+    )
+
+
+def test_a_quota_with_a_fault_is_told() -> None:
+    with pytest.raises(SpecError, match=r"gpus\[0\].vfQuota.execQuantum"):
+        read_config("gpus: [{match: 8086, vfQuota: {execQuantum: soon}}]\n", FILE)

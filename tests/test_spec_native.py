@@ -191,7 +191,7 @@ def test_a_mac_of_digits_only_needs_no_quotes_although_yaml_takes_it_for_a_numbe
         ),
         (
             "gpus: [{kind: virtio, minVRam: 1}]",
-            "gpus[0].minVRam: is for `kind: vgpu` only, this is virtio",
+            "gpus[0].minVRam: is for `kind: vgpu` and `kind: vf` only, this is virtio",
         ),
         ("gpus: [{kind: virtio, vendor: amd}]", "gpus[0].vendor: is for GPUs of the host"),
         ("networks: [{type: bridge}]", "networks[0].bridge: is missing"),

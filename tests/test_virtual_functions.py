@@ -10,14 +10,18 @@ import trio
 from attrs import define, field
 
 from arcsup import virtual_functions
+from arcsup.devices import VfQuota
 from arcsup.errors import ArcsupError, Refused, Stuck, Terminal, Transient
 from arcsup.host.inventory import observe_inventory
 from arcsup.host.pci_ids import PciIds
 from arcsup.host.surroundings import Surroundings
 from arcsup.host.sysfs import Sysfs
+from arcsup.host.vf_quotas import observe_vf_quotas
 from arcsup.host.writer import comes_true
+from arcsup.model import MiB
 from arcsup.spec.config import GpuPolicy
-from arcsup.virtual_functions import VfJournal, VfKeeper
+from arcsup.vf_journal import VfJournal
+from arcsup.virtual_functions import VfKeeper
 from tests.trees import Tree
 
 CARD, OTHER = "0000:41:00.0", "0000:42:00.0"
@@ -130,7 +134,7 @@ async def test_a_card_gets_its_virtual_functions_and_the_daemon_looks_again(
         world.tend(GpuPolicy(CARD, vfs=3))
         assert len(world.driver.asked) == 1
     kept = json.loads((tmp_path / "vfs.json").read_text())
-    assert kept == {"bootId": BOOT, "cards": {CARD: [3]}}
+    assert kept == {"bootId": BOOT, "cards": {CARD: [3]}, "quotas": {}}
 
 
 async def test_the_journal_says_so_before_anything_is_written(
@@ -252,3 +256,99 @@ async def test_a_card_that_makes_fewer_is_not_cycled_again_and_again(
         assert world.keeper.busy == {}, "those that are there can be given"
         world.tend(GpuPolicy(CARD, vfs=0))
         await until(lambda: not world.count())
+
+
+QUOTA = VfQuota(vram_mib=MiB(2048), exec_quantum_ms=20)
+FAIR = {"vram_quota": 4 << 30, "exec_quantum_ms": 0, "preempt_timeout_us": 0}
+
+
+def make_quota_files(tree: Tree) -> None:
+    """Make what xe has for each VF that the card can have."""
+    for number in range(1, 9):
+        for name, value in FAIR.items():
+            folder = f"devices/pci0000:00/{CARD}/sriov_admin/vf{number}/profile"
+            tree.write(f"{folder}/{name}", f"{value}\n")
+
+
+def quotas(tree: Tree) -> dict[int, tuple[int | None, int | None]]:
+    seen = observe_vf_quotas(Sysfs(tree.root), CARD)
+    return {number: (it.vram_mib, it.exec_quantum_ms) for number, it in seen.items()}
+
+
+async def test_functions_get_their_quotas_and_the_former_ones_when_they_are_asked_for_no_more(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_quota_files(tree)
+    wanted = GpuPolicy(CARD, vfs=2, vf_quota=QUOTA)
+
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.tend(wanted)
+        await until(lambda: len(world.calls) == 1)
+        world.tend(wanted)
+        assert world.keeper.busy == {CARD: "what its virtual functions may use is being set"}
+        await until(lambda: len(world.calls) == 2)
+        assert quotas(tree) == {0: (2048, 20), 1: (2048, 20)}
+        world.tend(wanted)
+        assert world.keeper.busy == {}
+        assert world.told[1:] == [
+            ("vf-quota-set", f"{CARD}: its virtual functions have the quotas asked for")
+        ]
+    # The next daemon knows of it, and what was before.
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.tend(wanted)
+        assert world.keeper.busy == {}
+        world.tend(GpuPolicy(CARD, vfs=2, vf_quota=VfQuota(exec_quantum_ms=5)))
+        await until(lambda: len(world.calls) == 1)
+        assert quotas(tree) == {0: (4096, 5), 1: (4096, 5)}, "what is not asked for is as it was"
+        world.tend(GpuPolicy(CARD, vfs=2))
+        await until(lambda: len(world.calls) == 2)
+        assert quotas(tree) == {0: (4096, 0), 1: (4096, 0)}
+    assert json.loads((tmp_path / "vfs.json").read_text())["quotas"] == {}
+
+
+async def test_quotas_that_a_killed_daemon_had_begun_are_set_or_put_back_by_the_next(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_quota_files(tree)
+    former = {"vram_mib": 4096, "exec_quantum_ms": 0, "preempt_timeout_us": None}
+    begun = {"wanted": None, "former": {"0": former, "1": former}}
+    kept = {"bootId": BOOT, "cards": {CARD: [2]}, "quotas": {CARD: begun}}
+    (tmp_path / "vfs.json").write_text(json.dumps(kept))
+    path = f"devices/pci0000:00/{CARD}/sriov_admin/vf1/profile"
+    tree.write(f"{path}/vram_quota", f"{1 << 30}\n")
+
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.make(CARD, 2)
+        world.tend(GpuPolicy(CARD, vfs=2))
+        await until(lambda: world.calls)
+
+        assert quotas(tree) == {0: (4096, 0), 1: (4096, 0)}
+
+
+async def test_functions_that_are_taken_away_have_their_former_turns_again(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_quota_files(tree)
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        for policy in (GpuPolicy(CARD, vfs=2, vf_quota=QUOTA), GpuPolicy(CARD, vfs=0)):
+            for _ in range(2):
+                world.tend(policy)
+                await until(lambda: not world.keeper.busy)
+        assert world.count() == 0
+        folder = tree.root / f"devices/pci0000:00/{CARD}/sriov_admin/vf1/profile"
+        assert (folder / "exec_quantum_ms").read_text() == "0"
+        assert world.keeper.journal.quotas == {}
+
+
+async def test_a_card_without_quotas_says_so_and_its_functions_can_be_given(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.make(CARD, 2)
+        for _ in range(2):
+            world.tend(GpuPolicy(CARD, vf_quota=QUOTA))
+            await until(lambda: not world.keeper.busy)
+
+        (finding,) = world.keeper.findings()
+        assert "its driver has no vram_quota" in finding
+        assert "Linux" in finding

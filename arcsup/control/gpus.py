@@ -182,6 +182,7 @@ def _view_function(function: Function) -> FunctionJson:
         "iommuGroup": function.group,
         "path": function.path,
         "blockers": list(function.blockers),
+        "vramMiB": function.vram_mib,
     }
 
 

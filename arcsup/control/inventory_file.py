@@ -215,6 +215,7 @@ def _to_function(data: FunctionJson) -> Function:
         group=data["iommuGroup"],
         path=data["path"],
         blockers=tuple(data["blockers"]),
+        vram_mib=_to_mib(data.get("vramMiB")),
     )
 
 

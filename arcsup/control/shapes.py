@@ -237,6 +237,7 @@ class FunctionJson(TypedDict):
     iommuGroup: int | None
     path: str
     blockers: list[str]
+    vramMiB: NotRequired[int | None]
 
 
 class GroupJson(TypedDict):

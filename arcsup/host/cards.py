@@ -1,9 +1,9 @@
 """One card from the device tree: what it is, what it offers, and what is already cut from it."""
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from arcsup.devices import Backend, Card, Function, IommuGroup, Slice, SliceType
 from arcsup.host.display import find_console, observe_display
@@ -76,7 +76,7 @@ def observe_device(look: Look, real: str) -> Card:
     name = real.rpartition("/")[2]
     faults_before = len(look.sysfs.faults)
     parent = _observe_parent(look, real, name)
-    slices = tuple(_observe_slices(look, [parent], "", name))
+    slices = tuple(_observe_slices(look, [parent], "", name, {}))
     card = Card(
         address=name,
         path=look.sysfs.full(real),
@@ -95,6 +95,7 @@ def observe_function(look: Look, address: str) -> Card:
     sysfs, path = look.sysfs, f"{PCI}/{address}"
     faults_before = len(sysfs.faults)
     vf_addresses = _find_vfs(sysfs, path)
+    shares = _observe_shares(sysfs, path)
     parents = [_observe_parent(look, path, address)]
     parents += [_observe_parent(look, f"{PCI}/{vf}", vf) for vf in vf_addresses]
     types = tuple(kind for parent in parents for kind in parent.types)
@@ -103,7 +104,7 @@ def observe_function(look: Look, address: str) -> Card:
     group = _observe_group(look, path, along)
     ids = _Ids.observe(sysfs, path)
     driver = sysfs.link_name(f"{path}/driver")
-    slices = tuple(_observe_slices(look, parents, driver or "", ids.model))
+    slices = tuple(_observe_slices(look, parents, driver or "", ids.model, shares))
     total = sysfs.count(f"{path}/sriov_totalvfs") or 0
     pci_class = sysfs.hex_digits(f"{path}/class", 6)
     card = Card(
@@ -121,7 +122,7 @@ def observe_function(look: Look, address: str) -> Card:
         group=group,
         backends=_find_backends(parents, driver, total, is_gpu=is_gpu_class(pci_class)),
         vfs_total=total,
-        vfs=tuple(_observe_vf(look, vf) for vf in vf_addresses),
+        vfs=tuple(_observe_vf(look, vf, shares.get(vf)) for vf in vf_addresses),
         companions=companions,
         reset_methods=tuple((sysfs.text(f"{path}/reset_method") or "").split()),
         boot_vga=sysfs.text(f"{path}/boot_vga") == "1",
@@ -193,8 +194,27 @@ def _find_vfs(sysfs: Sysfs, path: str) -> list[str]:
     return vfs
 
 
-def _observe_vf(look: Look, address: str) -> Function:
-    return _observe_other(look, address, look.groups.number_of(f"{PCI}/{address}"))
+def _observe_shares(sysfs: Sysfs, path: str) -> dict[str, MiB]:
+    """Return the video memory of VFs by address, where the driver tells it.
+
+    Source: Documentation/ABI/testing/sysfs-driver-intel-xe-sriov, vram_quota in bytes; its VFs are
+    numbered from 1.
+    """
+    shares: dict[str, MiB] = {}
+    if not sysfs.is_folder(f"{path}/sriov_admin"):
+        return shares
+    for match in map(_VIRTFN.fullmatch, sysfs.names(path)):
+        address = sysfs.link_name(f"{path}/{match[0]}") if match else None
+        if match and address:
+            quota = f"{path}/sriov_admin/vf{int(match[1]) + 1}/profile/vram_quota"
+            if sysfs.has(quota) and (size := sysfs.count(quota)):
+                shares[address] = MiB(size >> 20)
+    return shares
+
+
+def _observe_vf(look: Look, address: str, vram_mib: MiB | None) -> Function:
+    group = look.groups.number_of(f"{PCI}/{address}")
+    return evolve(_observe_other(look, address, group), vram_mib=vram_mib)
 
 
 def _observe_other(look: Look, address: str, group: int | None) -> Function:
@@ -258,7 +278,11 @@ def _find_backends(
 
 
 def _observe_slices(
-    look: Look, parents: Sequence[_Parent], driver: str, model: str
+    look: Look,
+    parents: Sequence[_Parent],
+    driver: str,
+    model: str,
+    shares: Mapping[str, MiB],
 ) -> Iterable[Slice]:
     sizes = look.around.sizes
     for parent in parents:
@@ -277,7 +301,8 @@ def _observe_slices(
             bound = driver if number == 0 else look.sysfs.link_name(f"{parent.path}/driver")
             if is_vfio_driver(look.sysfs, parent.path, bound or None):
                 backend = Backend.SRIOV if number else Backend.PASSTHROUGH
-                yield _slice(look, backend, parent.address, parent.path, parent, None, None)
+                size = shares.get(parent.address)
+                yield _slice(look, backend, parent.address, parent.path, parent, None, size)
 
 
 def _slice(

@@ -1,8 +1,7 @@
-"""Virtual functions: how many a card has, and what each may use.
+"""Virtual functions: how many a card has.
 
 They are counted by their links: a read of ``sriov_numvfs`` waits for the lock that a stuck write
-to it holds. Source: Documentation/ABI/testing/sysfs-bus-pci, drivers/pci/iov.c; for quotas
-Documentation/ABI/testing/sysfs-driver-intel-xe-sriov and the i915-sriov-dkms driver.
+to it holds. Source: Documentation/ABI/testing/sysfs-bus-pci, drivers/pci/iov.c.
 """
 
 import errno
@@ -10,7 +9,6 @@ import re
 from pathlib import Path
 
 import trio
-from attrs import frozen
 
 from arcsup.errors import ArcsupError, Refused, Terminal, Transient
 from arcsup.host.cards import PCI
@@ -44,15 +42,6 @@ _WORDS = {
 }
 
 
-@frozen
-class VfQuota:
-    """What each VF of an Intel card may use; None leaves the driver's own number."""
-
-    vram_mib: int | None = None
-    exec_quantum_ms: int | None = None
-    preempt_timeout_us: int | None = None
-
-
 def find_vfs(sysfs: Sysfs, address: str) -> dict[int, str]:
     """Return number -> address of a card's VFs, by its links."""
     path = f"{PCI}/{address}"
@@ -74,7 +63,6 @@ async def enable_vfs(
     count: int,
     sysfs: Sysfs,
     *,
-    quota: VfQuota | None = None,
     holders: FindHolders = find_holders,
     sriov_manage: Path = SRIOV_MANAGE,
 ) -> None:
@@ -96,9 +84,6 @@ async def enable_vfs(
         )
     for vf in vfs.values():
         await _await_vf(sysfs, address, vf)
-    if quota is not None:
-        for number in vfs:
-            await _set_quota(sysfs, address, number, quota)
 
 
 def _require_count(sysfs: Sysfs, address: str, count: int) -> None:
@@ -222,33 +207,3 @@ def _vf_obstacle(sysfs: Sysfs, card: str, vf: str) -> str:
     has_types = bool(types) and not any(name.startswith("pci-") for name in types)
     is_settled = has_types or (seen is not None and seen.settled)
     return "" if is_settled else "its driver has not made its types"
-
-
-async def _set_quota(sysfs: Sysfs, address: str, number: int, quota: VfQuota) -> None:
-    """Write the numbers that were given, where the driver has files for them."""
-    for path, text in _quota_files(sysfs, address, number, quota):
-        if not sysfs.has(path):
-            continue
-        try:
-            await write_sysfs(sysfs.full(path), text, seconds=_WRITE_SECONDS)
-        except OSError as error:
-            raise explain(f"{sysfs.full(path)} = {text}", error, _WORDS) from error
-
-
-def _quota_files(sysfs: Sysfs, address: str, number: int, quota: VfQuota) -> list[tuple[str, str]]:
-    """Return path -> text for both drivers. They number VFs from 1, the links from 0."""
-    path, vf = f"{PCI}/{address}", f"vf{number + 1}"
-    folders = [f"{path}/sriov_admin/{vf}/profile"]
-    cards = [name for name in sysfs.names(f"{path}/drm") if name.startswith("card")]
-    folders += [f"{path}/drm/{card}/prelim_iov/{vf}/gt0" for card in cards]
-    numbers = {
-        "vram_quota": None if quota.vram_mib is None else quota.vram_mib << 20,
-        "exec_quantum_ms": quota.exec_quantum_ms,
-        "preempt_timeout_us": quota.preempt_timeout_us,
-    }
-    return [
-        (f"{folder}/{name}", str(value))
-        for folder in folders
-        for name, value in numbers.items()
-        if value is not None
-    ]

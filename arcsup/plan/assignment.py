@@ -7,7 +7,7 @@ from uuid import UUID
 
 from attrs import evolve, field, frozen
 
-from arcsup.devices import Backend
+from arcsup.devices import Backend, VfQuota
 from arcsup.model import GpuKind, GpuRequest, MiB, VmName
 
 Place = tuple[VmName, int]
@@ -71,6 +71,10 @@ class CardPolicy(Protocol):
     @property
     def mixed_sizes(self) -> bool:
         """vGPU types of several sizes may share a card."""
+
+    @property
+    def vf_quota(self) -> VfQuota | None:
+        """What each of their virtual functions may use; None leaves that as it is."""
 
 
 @frozen

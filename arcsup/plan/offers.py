@@ -77,10 +77,18 @@ def offer_of(card: Card, kind: SliceType) -> Offer:
     )
 
 
+def vram_of_vfs(card: Card) -> MiB | None:
+    """Return the video memory that each VF of a card has; None where they differ or none tells."""
+    sizes = {vf.vram_mib for vf in card.vfs}
+    return sizes.pop() if len(sizes) == 1 else None
+
+
 def function_offer(card: Card, backend: Backend) -> Offer:
     """Return the offer that a card's VFs are, or the card itself."""
-    known = (VF, "a virtual function") if backend is Backend.SRIOV else (WHOLE, "the whole card")
-    return Offer(backend, card.vendor, card.device, *known, None, "vfio-pci", share=known[0])
+    is_vf = backend is Backend.SRIOV
+    known = (VF, "a virtual function") if is_vf else (WHOLE, "the whole card")
+    vram = vram_of_vfs(card) if is_vf else None
+    return Offer(backend, card.vendor, card.device, *known, vram, "vfio-pci", share=known[0])
 
 
 def mismatch(request: GpuRequest, offer: Offer) -> str:
@@ -89,7 +97,7 @@ def mismatch(request: GpuRequest, offer: Offer) -> str:
     The rules are LibVF.IO's: a type given by id or name is all that counts; else video memory
     within the limits, and the end of the name. What is not known is within no limits.
     """
-    if request.kind is not GpuKind.VGPU:
+    if request.kind not in (GpuKind.VGPU, GpuKind.VF):
         return ""
     if offer.device_api != "vfio-pci":
         return f"it is no PCI device (device_api {offer.device_api or 'unknown'})"

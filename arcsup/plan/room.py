@@ -19,7 +19,15 @@ from arcsup.plan.capacity import (
     shared_pool,
 )
 from arcsup.plan.obstacles import Obstacle, PolicyTable, find_bar, find_obstacle, vf_obstacle
-from arcsup.plan.offers import VF, WHOLE, Offer, function_offer, offer_of, size_of
+from arcsup.plan.offers import (
+    VF,
+    WHOLE,
+    Offer,
+    function_offer,
+    offer_of,
+    size_of,
+    vram_of_vfs,
+)
 
 _PCI = re.compile(r"([0-9a-f]{4,8}):([0-9a-f]{2}):([0-9a-f]{2})\.([0-7])")
 _HOST_KINDS = (GpuKind.VGPU, GpuKind.VF, GpuKind.PASSTHROUGH)
@@ -193,7 +201,7 @@ def _count_cut(card: Card) -> Counter[str]:
     sizes: Counter[str] = Counter()
     for piece in card.slices:
         if piece.backend is Backend.SRIOV:
-            sizes[VF] += 1
+            sizes[size_of(VF, vram_of_vfs(card))] += 1
         elif piece.backend in VGPU:
             known = piece.vram_mib if piece.vram_mib is not None else vram.get(piece.type or "")
             sizes[size_of(piece.type, known)] += 1

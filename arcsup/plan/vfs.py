@@ -1,4 +1,5 @@
-"""How many virtual functions each card is to have, and what keeps it from having them. Pure.
+"""How many virtual functions each card is to have, what each of them may use, and what keeps it
+from having that. Pure.
 
 ``vfs`` in arcsup.yaml says the number. What somebody else enabled is left as it is, and so is what
 a VM uses: between two numbers the kernel wants 0, which takes all of them away.
@@ -8,12 +9,13 @@ from collections.abc import Iterator, Mapping
 
 from attrs import frozen
 
-from arcsup.devices import Backend, CapacityRule, Card, Inventory, NetworkCard
+from arcsup.devices import Backend, CapacityRule, Card, Inventory, NetworkCard, VfQuota
 from arcsup.plan.assignment import CardPolicy
 from arcsup.plan.capacity import VGPU
 from arcsup.plan.obstacles import PolicyTable
 
 NVIDIA = "nvidia"
+QUOTA_DRIVERS = ("xe", "i915")
 
 
 @frozen
@@ -47,7 +49,18 @@ class LeaveVfs:
     because: str
 
 
-VfStep = SetVfs | SetMixed | LeaveVfs
+@frozen
+class SetQuota:
+    """Let the virtual functions of a card use so much each; None: what they had before arcsup."""
+
+    address: str
+    quota: VfQuota | None
+
+    def __str__(self) -> str:
+        return "what its virtual functions may use is being set"
+
+
+VfStep = SetVfs | SetMixed | SetQuota | LeaveVfs
 
 
 def plan_vfs(
@@ -56,13 +69,15 @@ def plan_vfs(
     ours: Mapping[str, tuple[int, ...]],
     users: Mapping[str, str],
     mixed: frozenset[str],
+    quotas: Mapping[str, VfQuota | None],
 ) -> tuple[VfStep, ...]:
     """Return what is to be done, at most one step for each card.
 
     ``ours`` has, by card, the numbers of virtual functions that arcsup enabled or was about to;
-    ``users`` who uses a card (``VM web``); ``mixed`` are the cards whose mode is known to be set.
+    ``users`` who uses a card (``VM web``); ``mixed`` are the cards whose mode is known to be set;
+    ``quotas`` are those that arcsup has set, None where it had only begun.
     """
-    return tuple(_plan(inventory, table, ours, users, mixed))
+    return tuple(_plan(inventory, table, ours, users, mixed, quotas))
 
 
 def _plan(
@@ -71,15 +86,22 @@ def _plan(
     ours: Mapping[str, tuple[int, ...]],
     users: Mapping[str, str],
     mixed: frozenset[str],
+    quotas: Mapping[str, VfQuota | None],
 ) -> Iterator[VfStep]:
     cards: list[Card | NetworkCard] = [*inventory.cards, *inventory.network_cards]
     for card in cards:
         entry = find_entry(card, table)
-        if entry is None or entry.exclude:
+        if entry is not None and entry.exclude:
             continue
-        if entry.vfs is not None and not _has_enough(card, entry.vfs):
+        quota = _plan_quota(card, entry, users, quotas)
+        if entry is None:
+            if quota is not None:
+                yield quota
+        elif entry.vfs is not None and not _has_enough(card, entry.vfs):
             if card.vfs_total or entry.match != "*":
                 yield _change(card, entry.vfs, ours, users)
+        elif quota is not None:
+            yield quota
         elif entry.mixed_sizes and card.address not in mixed and _can_be_mixed(card):
             yield SetMixed(card.address)
 
@@ -119,6 +141,29 @@ def _change(
         because = f"{users[address]} uses it: it keeps its {have} virtual functions until then"
         return LeaveVfs(address, because)
     return SetVfs(address, have, wanted, card.vfs_total)
+
+
+def _plan_quota(
+    card: Card | NetworkCard,
+    entry: CardPolicy | None,
+    users: Mapping[str, str],
+    quotas: Mapping[str, VfQuota | None],
+) -> SetQuota | LeaveVfs | None:
+    """Return what is to be done about what virtual functions may use; None where nothing is."""
+    address, wanted = card.address, entry.vf_quota if entry is not None else None
+    if not isinstance(card, Card) or not card.vfs:
+        return None
+    if wanted is None and address not in quotas:
+        return None
+    if wanted is not None and quotas.get(address) == wanted:
+        return None
+    if entry is not None and entry.match == "*" and card.driver not in QUOTA_DRIVERS:
+        return None
+    if address in users:
+        # xe does not change the memory of a function that runs.
+        because = f"{users[address]} uses it: its quotas stay as they are until then"
+        return LeaveVfs(address, because)
+    return SetQuota(address, wanted)
 
 
 def _can_be_mixed(card: Card | NetworkCard) -> bool:

@@ -5,13 +5,22 @@ from pathlib import Path
 
 from attrs import frozen
 
+from arcsup.devices import VfQuota
 from arcsup.model import Seconds
 from arcsup.spec.codec import Choice, Flag, Items, Json, Number, Text, Token
 from arcsup.spec.faults import Problems, error_of, place
 from arcsup.spec.nodes import compose
 from arcsup.spec.struct import Key, Struct, Words
-from arcsup.spec.tables import DURATION_TOKEN
-from arcsup.spec.units import HEX_ID, PCI_ADDRESS, parse_device_id, parse_pci_address
+from arcsup.spec.tables import DURATION_TOKEN, SIZE_TOKEN
+from arcsup.spec.units import (
+    DURATION,
+    HEX_ID,
+    PCI_ADDRESS,
+    parse_device_id,
+    parse_duration,
+    parse_pci_address,
+    show_duration,
+)
 
 RESYNC = Seconds(30.0)
 
@@ -52,13 +61,15 @@ class GpuPolicy:
 
     ``vfs`` None leaves the number of virtual functions as it is; it is for network cards too, when
     ``match`` is their address or VENDOR:DEVICE. ``mixed_sizes`` lets vGPU types
-    of several sizes share a card.
+    of several sizes share a card. ``vf_quota`` is what each virtual function of an Intel card may
+    use.
     """
 
     match: str
     exclude: bool = False
     vfs: int | None = None
     mixed_sizes: bool = False
+    vf_quota: VfQuota | None = None
 
 
 @frozen
@@ -126,6 +137,46 @@ NAME_PATTERN = r"[A-Za-z_][A-Za-z0-9_.-]{0,31}"
 
 DIRECTORY = Token("an absolute path", r"/.*", _parse_directory)
 
+
+def _parse_milliseconds(text: str) -> int:
+    return round(parse_duration(text) * 1000)
+
+
+def _parse_microseconds(text: str) -> int:
+    return _parse_milliseconds(text) * 1000
+
+
+VF_QUOTA = Struct(
+    VfQuota,
+    (
+        Key("vRam", SIZE_TOKEN, "video memory", "vram_mib"),
+        Key(
+            "execQuantum",
+            Token(
+                "a duration",
+                DURATION,
+                _parse_milliseconds,
+                lambda number: show_duration(number / 1000),
+                number=True,
+            ),
+            "its turn on an engine",
+            "exec_quantum_ms",
+        ),
+        Key(
+            "preemptTimeout",
+            Token(
+                "a duration",
+                DURATION,
+                _parse_microseconds,
+                lambda number: show_duration(number / 1_000_000),
+                number=True,
+            ),
+            "how long it may keep the engine after its turn",
+            "preempt_timeout_us",
+        ),
+    ),
+)
+
 GPU_POLICY = Struct(
     GpuPolicy,
     (
@@ -143,6 +194,7 @@ GPU_POLICY = Struct(
         Key("exclude", Flag(), "never touch them"),
         Key("vfs", Words(Number(0, 65535), words={"leave": None}), "virtual functions to have"),
         Key("mixedSizes", Flag(), "vGPU types of several sizes may share a card"),
+        Key("vfQuota", VF_QUOTA, "what each virtual function of an Intel card may use"),
     ),
 )
 

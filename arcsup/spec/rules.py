@@ -66,10 +66,14 @@ def check_disk(disk: Disk) -> Findings:
 def _check_gpu_kind(gpu: GpuRequest) -> Findings:
     if gpu.gl and gpu.kind is not GpuKind.VIRTIO:
         yield "gl", f"is for `kind: virtio` only, this is {gpu.kind}"
+    if gpu.kind not in (GpuKind.VGPU, GpuKind.VF):
+        yield from (
+            (key, f"is for `kind: vgpu` and `kind: vf` only, this is {gpu.kind}")
+            for key, value in (("minVRam", gpu.min_vram_mib), ("maxVRam", gpu.max_vram_mib))
+            if value
+        )
     if gpu.kind is not GpuKind.VGPU:
         vgpu_only = {
-            "minVRam": gpu.min_vram_mib,
-            "maxVRam": gpu.max_vram_mib,
             "suffix": gpu.suffix,
             "mdevType": gpu.mdev_type,
             "display": gpu.display,

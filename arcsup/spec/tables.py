@@ -113,8 +113,8 @@ GPU = Struct(
             "passthrough (a whole PCI function), virtio (no host GPU needed)",
         ),
         Key("gl", FLAG, "virtio: 3D by VirGL on the host's renderer"),
-        Key("minVRam", SIZE_TOKEN, "vgpu: least video memory", "min_vram_mib"),
-        Key("maxVRam", SIZE_TOKEN, "vgpu: most video memory", "max_vram_mib"),
+        Key("minVRam", SIZE_TOKEN, "vgpu, vf: least video memory", "min_vram_mib"),
+        Key("maxVRam", SIZE_TOKEN, "vgpu, vf: most video memory", "max_vram_mib"),
         Key("suffix", Text("a suffix", least=0, most=64), "vgpu: last letters of the type's name"),
         Key(
             "mdevType",
