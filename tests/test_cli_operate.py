@@ -1,11 +1,15 @@
 """Verbs that change something, and the exit codes of the contract."""
 
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from arcsup.cli.session import Session
+from arcsup.cli.waiting import telling_what_for
 from arcsup.errors import (
     ArcsupError,
     NotPermitted,
@@ -82,7 +86,8 @@ def test_a_timeout_is_124(cli: Cli) -> None:
 
 
 def test_whoever_waits_long_is_told_what_for(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("arcsup.cli.operate.NOTICE_AFTER", 0.0)
+    monkeypatch.setattr("arcsup.cli.waiting.NOTICE_AFTER", 0.0)
+    monkeypatch.setattr("arcsup.cli.waiting.AGAIN_AFTER", 0.01)
     cli.supervisor.stuck = True
     cli.supervisor.add(make_status("off", State.WAITING, reason="no free slice"))
 
@@ -90,6 +95,32 @@ def test_whoever_waits_long_is_told_what_for(cli: Cli, monkeypatch: pytest.Monke
 
     assert result.code == 124
     assert result.err.startswith("off is ")
+    assert result.err.count("off is ") == 1
+
+
+def test_on_a_terminal_the_reason_is_kept_true_and_wiped_in_the_end(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("arcsup.cli.waiting.NOTICE_AFTER", 0.0)
+    monkeypatch.setattr("arcsup.cli.waiting.AGAIN_AFTER", 0.01)
+    monkeypatch.setenv("COLUMNS", "60")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    supervisor, seen = cli.supervisor, ""
+    session = Session(str(cli.run_dir))
+
+    with telling_what_for(session, {"web"}):
+        for percent in (8, 40):
+            reason = f"saved to a.qcow2: {percent} %, {'x' * 60}"
+            supervisor.add(make_status("web", State.STOPPING, reason=reason))
+            deadline = time.monotonic() + 60
+            while f"web is stopping: saved to a.qcow2: {percent} %" not in seen:
+                assert time.monotonic() < deadline
+                seen += capsys.readouterr().err
+    seen += capsys.readouterr().err
+
+    lines = seen.split("\r")
+    assert lines[-2:] == [" " * 59, ""]
+    assert max(map(len, lines)) == 59, "it fits on a line"
 
 
 def test_start_that_ends_in_failure_is_1_with_the_reason(cli: Cli) -> None:

@@ -11,7 +11,7 @@ import pycdlib
 import pytest
 
 from arcsup.guest_tools import iso as iso_module
-from arcsup.guest_tools.catalog import read_catalog
+from arcsup.guest_tools.catalog import find_installers, read_catalog
 from tests.cli_runner import Cli, Result
 from tests.fake_supervisor import FakeSupervisor
 
@@ -216,3 +216,17 @@ def test_the_linux_script_installs_agents_and_forbids_sleep(
     log = (tmp_path / "log").read_text()
     assert expected in log
     assert "systemctl mask sleep.target" in log
+
+
+def test_checksums_of_large_installers_tell_how_far_they_are(tmp_path: Path) -> None:
+    content = bytes(5 << 20)
+    (tmp_path / "virtio-win-guest-tools.exe").write_bytes(content)
+    (tmp_path / "SHA256SUMS").write_text(
+        f"{hashlib.sha256(content).hexdigest()}  virtio-win-guest-tools.exe\n"
+    )
+    told: list[float] = []
+
+    found = find_installers(tmp_path, told.append)
+
+    assert [it.verdict for it in found if it.file] == ["verified"]
+    assert told == [20.0, 40.0, 60.0, 80.0, 100.0]

@@ -118,7 +118,9 @@ def build(session: Session, folder: Path | None, **options: Unpack[PlaceOptions]
 def _find(session: Session, folder: Path | None, options: PlaceOptions) -> "Sequence[Installer]":
     from arcsup.guest_tools.catalog import find_installers
 
-    return find_installers(folder or find_images(session, **options).parent / FOLDER)
+    folder = folder or find_images(session, **options).parent / FOLDER
+    with showing_progress("checking the installers") as report:
+        return find_installers(folder, report)
 
 
 def _tell(installer: "Installer") -> None:

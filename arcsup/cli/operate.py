@@ -3,15 +3,12 @@
 They differ in one word on the socket and in their help; factories make them.
 """
 
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
 import click
 
-from arcsup.cli.output import plain
 from arcsup.cli.session import (
     Session,
     collect,
@@ -21,9 +18,10 @@ from arcsup.cli.session import (
     tell_failures,
     worst,
 )
+from arcsup.cli.waiting import telling_what_for
 from arcsup.control.client import vm_path
 from arcsup.control.shapes import StatusJson
-from arcsup.errors import ArcsupError, NoSuchObject, NotPermitted, UsageError
+from arcsup.errors import NoSuchObject, NotPermitted, UsageError
 
 DEFAULT_TIMEOUT = "300s"
 FILE_LIMIT = 1 << 20
@@ -40,37 +38,16 @@ timeout_option = click.option(
 no_wait_option = click.option("--no-wait", is_flag=True, help="Do not wait until it is done.")
 
 
-NOTICE_AFTER = 3.0
-"""Seconds of waiting after which one is told what for."""
-
-
 def operate(session: Session, targets: Sequence[str], act: Callable[[str], StatusJson]) -> int:
     """Do ``act`` for every VM, write each VM's state, and return the worst exit code.
 
     A target is a VM's name, or the absolute path of its file.
     """
-    notice = threading.Timer(NOTICE_AFTER, _tell_what_for, [session, set(targets)])
-    notice.daemon = True
-    notice.start()
-    try:
+    with telling_what_for(session, targets):
         outcomes = do_for_each(targets, act)
-    finally:
-        notice.cancel()
     for vm in collect(outcomes):
         print(f"{vm['name']}: {vm['state']}")
     return worst(tell_failures(outcomes))
-
-
-def _tell_what_for(session: Session, targets: set[str]) -> None:
-    """Write the reason of every VM that has one to stderr, for those who wait."""
-    try:
-        vms = session.list_vms()
-    except ArcsupError:
-        # Whoever waits for the daemon's answer is about to hear the same.
-        return
-    for vm in vms:
-        if {vm["name"], vm["file"]} & targets and vm["reason"]:
-            print(plain(f"{vm['name']} is {vm['state']}: {vm['reason']}"), file=sys.stderr)
 
 
 def _post(session: Session, verb: str, wait: float | None, name: str, **more: str) -> StatusJson:

@@ -10,12 +10,16 @@ from pathlib import Path
 
 import cattrs
 import yaml
-from attrs import frozen
+from attrs import define, frozen
 
 from arcsup.errors import NoSuchObject, NotPermitted
+from arcsup.vm.qemu_img import Report, report_nothing
 
 SUMS = "SHA256SUMS"
 """Checksums beside the installers, as sha256sum(1) writes them."""
+
+_AT_ONCE = 1 << 20
+"""Bytes that are read between two words about how far it is."""
 
 _SUM_LINE = re.compile(r"([0-9a-fA-F]{64}) [ *](.+)")
 
@@ -62,28 +66,36 @@ def read_catalog() -> tuple[Tool, ...]:
     return tuple(converter.structure(entry, Tool) for entry in entries)
 
 
-def find_installers(folder: Path) -> tuple[Installer, ...]:
+def find_installers(folder: Path, report: Report = report_nothing) -> tuple[Installer, ...]:
     """Return what a folder has of each tool, checksums checked.
 
     Raises NoSuchObject, NotPermitted for the folder or a file in it.
     """
     try:
         sums = _read_sums(folder / SUMS)
-        return tuple(_find(tool, folder, sums) for tool in read_catalog())
+        found = [_find(tool, folder, sums) for tool in read_catalog()]
+        total = sum(file.stat().st_size for _, file, told in found if file and told)
+        reading = _Reading(report, total)
+        return tuple(Installer(it, file, _judge(file, told, reading)) for it, file, told in found)
     except PermissionError as error:
         raise NotPermitted(f"{error.filename}: you may not read it") from error
 
 
-def _find(tool: Tool, folder: Path, sums: dict[str, str]) -> Installer:
+def _find(tool: Tool, folder: Path, sums: dict[str, str]) -> tuple[Tool, Path | None, str | None]:
+    """Return a tool, its file and the checksum that this ought to have."""
     found = sorted(path for pattern in tool.files for path in folder.glob(pattern))
     if not found:
-        return Installer(tool, None, Verdict.MISSING)
+        return tool, None, None
     file = found[-1]
-    told = sums.get(file.name) or (tool.checksum if _is_version(tool, file) else None)
+    return tool, file, sums.get(file.name) or (tool.checksum if _is_version(tool, file) else None)
+
+
+def _judge(file: Path | None, told: str | None, reading: "_Reading") -> Verdict:
+    if file is None:
+        return Verdict.MISSING
     if told is None:
-        return Installer(tool, file, Verdict.UNVERIFIED)
-    right = _hash(file) == told.lower()
-    return Installer(tool, file, Verdict.VERIFIED if right else Verdict.WRONG)
+        return Verdict.UNVERIFIED
+    return Verdict.VERIFIED if reading.hash(file) == told.lower() else Verdict.WRONG
 
 
 def _is_version(tool: Tool, file: Path) -> bool:
@@ -106,6 +118,20 @@ def _parse_sums(text: str) -> Iterator[tuple[str, str]]:
             yield match[2], match[1]
 
 
-def _hash(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+@define
+class _Reading:
+    """Reads files of ``total`` bytes together and tells how far it is."""
+
+    report: Report
+    total: int
+    done: int = 0
+
+    def hash(self, file: Path) -> str:
+        """Return a file's SHA-256 in hexadecimal."""
+        digest = hashlib.sha256()
+        with file.open("rb") as stream:
+            while chunk := stream.read(_AT_ONCE):
+                digest.update(chunk)
+                self.done += len(chunk)
+                self.report(100 * self.done / max(self.total, 1))
+        return digest.hexdigest()
