@@ -49,3 +49,36 @@ def test_the_configured_number_is_written_and_what_comes_of_it_is_said(short_dir
         config.write_text("{}\n")
         daemon.arcsup("reload")
         daemon.until(lambda: GPU not in findings(), "what is not asked for is not missed")
+
+
+def test_quotas_are_set_and_told_and_put_back(short_dir: Path) -> None:
+    tree = Tree(short_dir / "sys")
+    files = {"sriov_totalvfs": "2\n"}
+    pf = tree.populate_pci(GPU, ids="8086:e20b", driver="xe", group=1, files=files)
+    tree.populate_vfs(pf, [f"{GPU[:-1]}1", f"{GPU[:-1]}2"], first_group=2)
+    quota_files = [tree.root / f"{pf}/sriov_admin/vf{n}/profile/vram_quota" for n in (1, 2)]
+    for file in quota_files:
+        tree.write(str(file.relative_to(tree.root)), f"{6 << 30}\n")
+    config = short_dir / "config.yaml"
+    config.write_text(f"gpus: [{{match: '{GPU}', vfQuota: {{vRam: 2GiB}}}}]\n")
+    vf = "memory: 64\naccel: tcg\nnetworks: []\ngpus: [{kind: vf, minVRam: 4GiB}]\n"
+
+    def quotas() -> list[int]:
+        return [int(file.read_text()) >> 20 for file in quota_files]
+
+    with running_daemon(short_dir, "--sysfs", str(tree.root), "--config", str(config)) as daemon:
+        daemon.until(lambda: quotas() == [2048, 2048], "they have what the file says")
+        daemon.drop("large", vf)
+        reason = "less video memory than minVRam 4096 MiB"
+        daemon.wait_for("large", "waiting")
+        daemon.until(lambda: reason in daemon.status("large")["reason"], "it waits for more")
+        ((card,),) = [json.loads(daemon.arcsup("gpu", "list", "--json").stdout)]
+        assert [it["vramMiB"] for it in card["vfs"]["functions"]] == [2048, 2048]
+
+        (daemon.vms / "large.yaml").unlink()
+        daemon.wait_for("large", "gone")
+        config.write_text("{}\n")
+        daemon.arcsup("reload")
+        daemon.until(lambda: quotas() == [6144, 6144], "they have what they had before")
+        journal = daemon.state / "vfs.json"
+        daemon.until(lambda: not json.loads(journal.read_text())["quotas"], "nothing is kept")
