@@ -93,7 +93,20 @@ class Terminal(ArcsupError):
     code = "terminal"
 
 
+class NotRecorded(Terminal):
+    """The disk took no record of a deed, so the deed was left undone.
+
+    Whoever asked for it hears of it; what the daemon does by itself is tried again.
+    """
+
+
 class Stuck(Transient):
     """The kernel has not answered within the deadline; it may still do what was asked of it."""
 
     code = "stuck"
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return what went wrong and where, as far as the system call had a name for it."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason

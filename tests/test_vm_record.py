@@ -146,7 +146,7 @@ async def test_a_record_of_a_newer_arcsup_is_refused(tmp_path: Path) -> None:
 async def test_a_half_written_successor_leaves_the_record_as_it_was(tmp_path: Path) -> None:
     store = RecordStore(tmp_path)
     await store.save(record())
-    (tmp_path / ".one.json.tmp").write_text("{")
+    (tmp_path / ".one.json.arcsup").write_text("{")
 
     assert store.load_all() == ({VmName("one"): record()}, {})
     assert [path.name for path in tmp_path.iterdir()] == ["one.json"]

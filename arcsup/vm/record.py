@@ -6,7 +6,6 @@ ours, finishes or undoes what was half done, and never starts a second QEMU for 
 """
 
 import json
-import os
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,8 @@ import trio
 from attrs import field, frozen
 from cattrs.preconf.json import make_converter
 
-from arcsup.errors import NotPermitted, Terminal
+from arcsup.durable import sync_folder, write_durably
+from arcsup.errors import NotPermitted, NotRecorded, Terminal
 from arcsup.host.accounts import Account
 from arcsup.host.owned import OwnedSlice
 from arcsup.model import Argv, LastExit, VmName
@@ -160,7 +160,7 @@ class RecordStore:
     def prepare(self) -> None:
         """Make the directory, and remove what a write that was cut short has left."""
         self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for leftover in self._directory.glob(".*.tmp"):
+        for leftover in self._directory.glob(".*.arcsup"):
             leftover.unlink()
 
     # Which directory the VM files were in last: its device and inode.
@@ -174,22 +174,20 @@ class RecordStore:
         return device, inode
 
     def keep_directory(self, identity: tuple[int, int]) -> None:
-        """Keep the identity of the directory of VM files."""
-        temporary = self._directory_file.with_suffix(".tmp")
-        temporary.write_text(json.dumps(identity))
-        temporary.replace(self._directory_file)
+        """Keep the identity of the directory of VM files. Raises NotRecorded."""
+        _replace(self._directory_file, json.dumps(identity))
 
     def forget_directory(self) -> None:
         """Forget it: whatever directory is there next is believed."""
         self._directory_file.unlink(missing_ok=True)
 
     async def save(self, record: Record) -> None:
-        """Make ``record`` durable. Raises Terminal when the disk refuses."""
+        """Make ``record`` durable. Raises NotRecorded when the disk refuses."""
         await self._in_turn(record.name, partial(_write, self._path(record.name), record))
         self.known[record.name] = record
 
     async def remove(self, name: VmName) -> None:
-        """Forget a VM durably."""
+        """Forget a VM durably. Raises NotRecorded when the disk refuses."""
         await self._in_turn(name, partial(_unlink, self._path(name)))
         self.known.pop(name, None)
         # Somebody who already waits for it writes next, and nobody may write beside.
@@ -251,29 +249,26 @@ def _read(path: Path) -> Record:
 
 
 def _write(path: Path, record: Record) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
+    _replace(path, json.dumps(_converter.unstructure(record), indent=1))
+
+
+def _replace(path: Path, content: str) -> None:
     try:
-        with open(temporary, "w") as stream:
-            json.dump(_converter.unstructure(record), stream, indent=1)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.replace(path)
-        _sync_directory(path.parent)
+        write_durably(path, content, 0o640)
     except OSError as error:
-        raise Terminal(
-            f"{path} cannot be written: {error.strerror}",
-            "nothing is started or stopped that could not be recorded first",
-        ) from error
+        raise _not_recorded(path, error) from error
 
 
 def _unlink(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    _sync_directory(path.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        path.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise _not_recorded(path, error) from error
+
+
+def _not_recorded(path: Path, error: OSError) -> NotRecorded:
+    return NotRecorded(
+        f"{path} cannot be written: {error.strerror}",
+        "nothing is started or stopped that could not be recorded first",
+    )

@@ -15,7 +15,13 @@ from functools import partial
 import trio
 from attrs import evolve
 
-from arcsup.errors import ArcsupError, Terminal, Transient
+from arcsup.errors import (
+    ArcsupError,
+    NotRecorded,
+    Terminal,
+    Transient,
+    describe_os_error,
+)
 from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
 from arcsup.model import ExitClass, LastExit
 from arcsup.plan.lifecycle import Evidence, Phase, Step, classify_exit
@@ -86,6 +92,9 @@ async def _start(vm: ManagedVm, workshop: Workshop) -> None:
     workshop.changed()
     try:
         vm.process = await start_qemu(vm, workshop)
+    except NotRecorded:
+        # Nothing is wrong with the VM: whoever keeps at it tries again, at no cost to its budget.
+        raise
     except DeviceTrouble as error:
         await _finish(vm, workshop, ProcessEnd(), error.message, device_trouble=True)
     except (Terminal, Transient) as error:
@@ -94,7 +103,7 @@ async def _start(vm: ManagedVm, workshop: Workshop) -> None:
         await _finish(vm, workshop, ProcessEnd(), detail, terminal=hopeless)
     except OSError as error:
         # One of our own directories is full, read-only, or somebody else's.
-        await _finish(vm, workshop, ProcessEnd(), f"{error.filename}: {error.strerror}")
+        await _finish(vm, workshop, ProcessEnd(), describe_os_error(error))
     else:
         await _see_through(vm, workshop, vm.process)
 
