@@ -24,14 +24,14 @@ import arcsup
 from arcsup.allocation import Allocation, policy_of
 from arcsup.control.events import EventLog
 from arcsup.control.metrics import Metrics
+from arcsup.control.reading_socket import ReadingSocket
 from arcsup.control.server import serve_control
-from arcsup.errors import ArcsupError, ExitCode, Refused, SpecError
+from arcsup.errors import ArcsupError, ExitCode, Refused
 from arcsup.events.dirty import Bell, Dirty
 from arcsup.events.kernel_log import watch_kernel_log
 from arcsup.events.uevents import watch_uevents
 from arcsup.events.watch import watch_files
 from arcsup.fleet import Fleet, default_start_slots
-from arcsup.host.accounts import Accounts, find_accounts
 from arcsup.host.identity import boot_id, machine_id
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.host.writer import await_earlier_helpers
@@ -41,10 +41,10 @@ from arcsup.notify import notify, watchdog_interval
 from arcsup.operator import Operator
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
-from arcsup.reconcile import Reconciler
+from arcsup.reconcile import Reconciler, choose_accounts
 from arcsup.show import in_words
 from arcsup.shutdown import ask_for_time, host_goes_down
-from arcsup.spec.config import Config, Isolation
+from arcsup.spec.config import Config
 from arcsup.vf_journal import VfJournal
 from arcsup.virtual_functions import VfKeeper
 from arcsup.vm.logfiles import keep_logs_short
@@ -91,8 +91,11 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
                 partial(dirty.mark, "devices"),
                 vms,
             )
-            reconciler = Reconciler(fleet, dirty, metrics, vms, config.resync, keeper)
+            reconciler = Reconciler(fleet, dirty, metrics, vms, config.resync, keeper, config)
             operator = Operator(fleet, reconciler, event_log, metrics)
+            reading = ReadingSocket(operator, places.read_only_socket)
+            reading.give_to(config.monitoring_group)
+            reconciler.reading = reading
             reconciler.adopt_all()
             # From here on everything that changes marks; nothing is decided before the files are
             # read.
@@ -106,9 +109,7 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
             nursery.start_soon(_tell_status, fleet)
             await reconciler.files_read.wait()
             await nursery.start(partial(serve_control, operator, places.socket, group=config.group))
-            if config.monitoring_group is not None:
-                reading = partial(serve_control, read_only=True, group=config.monitoring_group)
-                await nursery.start(reading, operator, places.read_only_socket)
+            await nursery.start(reading.serve)
             notify(READY=1)
             logger.info("ready", extra={"VMS": len(fleet.vms), "VM_DIRECTORY": places.vms})
             await _obey_signals(reconciler)
@@ -164,7 +165,7 @@ def _open_workshop(
     return Workshop(
         places=places,
         machine_id=machine,
-        accounts=_find_accounts(config, machine) if places.system else None,
+        accounts=choose_accounts(config, machine) if places.system else None,
         image_folders=config.image_dirs,
         iommufd=config.iommufd,
         boot_id=str(boot_id()),
@@ -186,14 +187,6 @@ def _tell_of_log(workshop: Workshop, name: VmName, sentence: str) -> None:
     workshop.tell(name, "log-flood", sentence)
 
 
-def _find_accounts(config: Config, machine: str) -> Accounts:
-    per_vm = config.isolation is Isolation.PER_VM
-    accounts = find_accounts(config.user, per_vm=per_vm, seed=machine)
-    whom = "users of their own" if per_vm else f"user {accounts.shared.uid}"
-    logger.info("VMs run as %s", whom)
-    return accounts
-
-
 async def _obey_signals(reconciler: Reconciler) -> None:
     """Return when the daemon is to end; SIGHUP makes it look at everything again."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
@@ -204,7 +197,7 @@ async def _obey_signals(reconciler: Reconciler) -> None:
             notify(RELOADING=1, MONOTONIC_USEC=time.monotonic_ns() // 1000)
             try:
                 reconciler.reload()
-            except SpecError as error:
+            except ArcsupError as error:
                 logger.error("%s", error.message)  # noqa: TRY400
             notify(READY=1)
 

@@ -281,9 +281,9 @@ class Operator:
         vm, workshop = self.fleet.find(name), self.fleet.workshop
         await clone_running(vm, workshop, source, target, report)
 
-    async def reload(self) -> None:
-        """Read the configuration and every VM file again."""
-        self.reconciler.reload()
+    async def reload(self) -> Sequence[str]:
+        """Read the configuration and every VM file again; return what is taken only later."""
+        return self.reconciler.reload()
 
     # --- waiting ---------------------------------------------------------------------------------
 

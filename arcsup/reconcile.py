@@ -10,9 +10,11 @@ from attrs import define, field
 from arcsup.allocation import policy_of, wants_devices
 from arcsup.alongside import leaves
 from arcsup.control.metrics import Metrics
-from arcsup.errors import ArcsupError
+from arcsup.control.reading_socket import ReadingSocket
+from arcsup.errors import ArcsupError, describe_os_error
 from arcsup.events.dirty import Dirty
 from arcsup.fleet import Fleet, View, default_start_slots
+from arcsup.host.accounts import Accounts, find_accounts
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import (
     Action,
@@ -25,7 +27,12 @@ from arcsup.plan.plan import (
     next_deadline,
     plan,
 )
-from arcsup.spec.config import load_config
+from arcsup.spec.config import (
+    Config,
+    Isolation,
+    find_changes_for_later,
+    load_config,
+)
 from arcsup.virtual_functions import VfKeeper
 from arcsup.vm.live_gpus import change_gpus, note_awaited
 from arcsup.vm.managed import ManagedVm, StopOrder
@@ -59,6 +66,9 @@ class Reconciler:
     nursery: trio.Nursery
     resync: float
     keeper: VfKeeper
+    config: Config = field(factory=Config)
+    """What the daemon was started with."""
+    reading: ReadingSocket | None = None
     ending: bool = False
     """The daemon is about to end: nothing is started any more."""
     files_read: trio.Event = field(factory=trio.Event)
@@ -78,7 +88,7 @@ class Reconciler:
             except* ArcsupError as group:
                 await self._try_again([f"{it.message}; {it.hint}" for it in leaves(group)])
             except* OSError as group:
-                await self._try_again([f"{it.filename}: {it.strerror}" for it in leaves(group)])
+                await self._try_again([describe_os_error(it) for it in leaves(group)])
             self.last_pass = time.monotonic()
             took = self.last_pass - started
             self.metrics.observe_reconcile(took)
@@ -91,18 +101,31 @@ class Reconciler:
         await trio.sleep(AFTER_AN_ERROR)
         self.dirty.mark("retry")
 
-    def reload(self) -> None:
+    def reload(self) -> Sequence[str]:
         """Read the configuration and look at everything anew; believe a replaced VM directory.
 
-        Raises SpecError for a faulty configuration; the last good one stays in force.
+        VMs that run keep their user; their next start has the new one. Returns the keys of the
+        configuration that have changed, and are taken only by the next daemon. Raises SpecError
+        for a faulty configuration, Terminal for a user or a group that does not exist; the last
+        good one stays in force.
         """
-        config = load_config(self.fleet.workshop.places.config)
+        workshop = self.fleet.workshop
+        config = load_config(workshop.places.config)
+        accounts = workshop.accounts and choose_accounts(config, workshop.machine_id)
+        if self.reading is not None:
+            self.reading.give_to(config.monitoring_group)
+        workshop.accounts, workshop.image_folders = accounts, config.image_dirs
+        workshop.iommufd = config.iommufd
         self.resync = config.resync
         self.fleet.start_slots = config.start_limit or default_start_slots()
         self.fleet.allocation.policy = policy_of(config)
         self.keeper.retry()
         self.fleet.believe_directory()
         self.dirty.mark("operator")
+        later = find_changes_for_later(self.config, config)
+        if later:
+            logger.warning("taken when the daemon is started again: %s", ", ".join(later))
+        return later
 
     async def _make_pass(self, reasons: frozenset[str]) -> None:
         try:
@@ -234,3 +257,12 @@ class Reconciler:
             if process is not None:
                 self.metrics.count_adopted()
             self.nursery.start_soon(resume_vm, vm, workshop, process)
+
+
+def choose_accounts(config: Config, machine: str) -> Accounts:
+    """Return whom VMs run as where the daemon is root. Raises Terminal."""
+    per_vm = config.isolation is Isolation.PER_VM
+    accounts = find_accounts(config.user, per_vm=per_vm, seed=machine)
+    whom = "users of their own" if per_vm else f"user {accounts.shared.uid}"
+    logger.info("VMs run as %s", whom)
+    return accounts

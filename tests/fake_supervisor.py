@@ -127,6 +127,8 @@ class FakeSupervisor:
     failures: dict[str, Exception] = field(factory=dict)
     answers: Answers | None = None
     """What the last submitted file's installer is to find."""
+    later: tuple[str, ...] = ()
+    """What the configuration has that only the next daemon takes."""
 
     modes: list[Mode] = field(factory=list)
     """Those of the files that were submitted."""
@@ -250,9 +252,10 @@ class FakeSupervisor:
         if self.stuck:
             await trio.sleep_forever()
 
-    async def reload(self) -> None:
+    async def reload(self) -> Sequence[str]:
         self.calls.append(("reload",))
         await trio.lowlevel.checkpoint()
+        return self.later
 
     async def settle(self, name: str, verb: str, seconds: float) -> VmStatus:
         if self.stuck:

@@ -251,6 +251,14 @@ def test_a_screenshot_is_written_whole(cli: Cli, tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir() if "png" in path.name] == ["web.png"]
 
 
+def test_reload_names_what_takes_another_start_of_the_daemon(cli: Cli) -> None:
+    cli.supervisor.later = ("group", "viewer")
+    result = cli("reload")
+
+    assert (result.code, result.out) == (0, "")
+    assert result.err == "taken when the daemon is started again: group, viewer\n"
+
+
 def test_reload_reaches_the_daemon(cli: Cli) -> None:
     assert cli("reload").code == 0
     assert cli.supervisor.calls == [("reload",)]

@@ -289,7 +289,7 @@ def test_a_mode_that_is_none_is_refused(asker: Asker, supervisor: FakeSupervisor
 
 def test_the_rest_answers_what_the_supervisor_says(asker: Asker) -> None:
     assert asker.ask("POST", "/v1/vms/web/screenshot") == (200, PNG)
-    assert asker.ask("POST", "/v1/reload") == (200, {"done": True})
+    assert asker.ask("POST", "/v1/reload") == (200, {"done": True, "later": []})
     assert asker.ask("GET", "/v1/plan")[1] == [
         {"verb": "start", "object": "db", "because": "it crashed"}
     ]

@@ -5,6 +5,7 @@ import click
 from arcsup import __version__
 from arcsup.cli.output import output_options, print_data
 from arcsup.cli.session import Session
+from arcsup.control.shapes import ReloadedJson
 from arcsup.errors import ExitCode, UsageError
 
 
@@ -29,13 +30,18 @@ def version(output: str) -> int:
 def reload(session: Session) -> int:
     """Make the daemon read its configuration and every VM file again.
 
-    It does so by itself when a VM file changes; this is for the configuration.
+    It does so by itself when a VM file changes; this is for the configuration. VMs that run
+    keep the user that they run as; their next start has the one of the configuration. What only a
+    daemon takes that is started again is named.
 
     \b
     Example:
       arcsup reload
     """
-    session.client.post("/v1/reload")
+    answer: ReloadedJson = session.client.post("/v1/reload")
+    if answer["later"]:
+        later = ", ".join(answer["later"])
+        click.echo(f"taken when the daemon is started again: {later}", err=True)
     return ExitCode.OK
 
 

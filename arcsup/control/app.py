@@ -31,9 +31,9 @@ from arcsup.control.requests import (
 )
 from arcsup.control.shapes import (
     CloneJson,
-    DoneJson,
     QmpJson,
     QmpReturnJson,
+    ReloadedJson,
     ReportJson,
     StartJson,
     StatusJson,
@@ -181,8 +181,8 @@ class Control:
 
     async def reload(self, _request: Request) -> Response:
         """Read the configuration and every VM file again."""
-        await self._supervisor.reload()
-        return JSONResponse(DoneJson(done=True))
+        later = await self._supervisor.reload()
+        return JSONResponse(ReloadedJson(done=True, later=list(later)))
 
     async def show_report(self, _request: Request) -> Response:
         """Answer the daemon's own state."""
@@ -259,7 +259,7 @@ class Control:
                 "text/event-stream",
                 query=_EVENTS_QUERY,
             ),
-            Operation("POST", "/v1/reload", "Read all files again", self.reload, DoneJson),
+            Operation("POST", "/v1/reload", "Read all files again", self.reload, ReloadedJson),
             Operation("GET", "/v1/daemon", "The daemon", self.show_report, ReportJson),
             Operation("GET", "/metrics", "Prometheus metrics", self.show_metrics, "text/plain"),
             Operation("GET", "/v1/openapi.json", "This", self.show_openapi, dict[str, Any]),

@@ -113,7 +113,7 @@ def create_listener(socket_path: Path, group: str | None) -> socket.socket:
             f"{socket_path}: longer than {SOCKET_PATH_LIMIT} bytes, no socket can be there",
             "choose a shorter runtime directory with --run",
         )
-    group_id = None if group is None else _find_group(group)
+    group_id = None if group is None else find_group(group)
     _remove_stale_socket(socket_path)
     with contextlib.ExitStack() as cleanup_on_fail:
         listener = cleanup_on_fail.enter_context(
@@ -136,6 +136,17 @@ def create_listener(socket_path: Path, group: str | None) -> socket.socket:
     return listener
 
 
+def find_group(group: str) -> int:
+    """Return a group's number. Raises Terminal when there is none of that name."""
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError:
+        raise Terminal(
+            f"there is no group {group!r} to give the control socket to",
+            f"groupadd --system {group}, or name another group in the configuration",
+        ) from None
+
+
 def _configure(descriptor: int) -> Config:
     config = Config()
     config.bind = [f"fd://{descriptor}"]
@@ -147,16 +158,6 @@ def _configure(descriptor: int) -> Config:
     config.graceful_timeout = GRACE
     config.include_server_header = False
     return config
-
-
-def _find_group(group: str) -> int:
-    try:
-        return grp.getgrnam(group).gr_gid
-    except KeyError:
-        raise Terminal(
-            f"there is no group {group!r} to give the control socket to",
-            f"groupadd --system {group}, or name another group in the configuration",
-        ) from None
 
 
 def _bind_privately(listener: socket.socket, socket_path: Path) -> None:

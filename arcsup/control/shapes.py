@@ -199,6 +199,13 @@ class DoneJson(TypedDict):
     done: bool
 
 
+class ReloadedJson(TypedDict):
+    """All files were read; ``later`` are keys of arcsup.yaml that the next daemon will take."""
+
+    done: bool
+    later: list[str]
+
+
 class GpuTypeJson(TypedDict):
     """A type that a card offers; ``available`` null: not known, ``max`` null: not told."""
 

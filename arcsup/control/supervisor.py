@@ -142,8 +142,11 @@ class Supervisor(Protocol):
         """
         ...
 
-    async def reload(self) -> None:
-        """Read the configuration and every VM file again."""
+    async def reload(self) -> Sequence[str]:
+        """Read the configuration and every VM file again.
+
+        Returns the keys of the configuration that only a daemon takes that is started anew.
+        """
         ...
 
     async def settle(self, name: str, verb: str, seconds: float, /) -> VmStatus:

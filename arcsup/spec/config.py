@@ -267,6 +267,18 @@ def load_config(file: Path) -> Config:
     return read_config(source, file)
 
 
+_FOR_LATER = (
+    "vmDir", "runtimeDir", "stateDir", "logDir", "sysfsRoot", "group", "viewer", "onExit",
+    "logLevel",
+)  # fmt: skip
+
+
+def find_changes_for_later(old: Config, new: Config) -> tuple[str, ...]:
+    """Return the keys that differ, and that a daemon takes only when it starts."""
+    before, after = config_to_native(old), config_to_native(new)
+    return tuple(key for key in _FOR_LATER if before.get(key) != after.get(key))
+
+
 def config_to_native(config: Config) -> dict[str, Json]:
     """Return the configuration in the file's own keys, defaults filled in."""
     written = CONFIG.write(config)

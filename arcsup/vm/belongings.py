@@ -115,7 +115,10 @@ async def lend_files(
     if workshop.accounts is None:
         return
     allowed = (workshop.places.images, *workshop.image_folders)
-    terms = Terms(account, workshop.accounts.shared.gid, allowed)
+    # A QEMU that runs since before arcsup.yaml named another user is in another group.
+    shared = workshop.accounts.shared.gid
+    reading = shared if shared in (account.gid, *account.groups) else account.gid
+    terms = Terms(account, reading, allowed)
     async with workshop.records.lending:
         with ExitStack() as opened:
             look = partial(find_loans, wanted, terms, _loans_known(workshop), opened)

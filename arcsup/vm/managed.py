@@ -46,9 +46,9 @@ class Ended(Protocol):
         ...
 
 
-@frozen
+@define(eq=False)
 class Workshop:
-    """What the tasks of all VMs share."""
+    """What the tasks of all VMs share. ``accounts`` to ``iommufd`` follow arcsup.yaml."""
 
     places: Places
     machine_id: str

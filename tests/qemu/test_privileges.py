@@ -3,6 +3,7 @@
 import grp
 import json
 import os
+import signal
 import socket
 import stat
 import subprocess
@@ -360,3 +361,57 @@ def test_who_may_only_look_sees_everything_and_changes_nothing(short_dir: Path) 
         assert looked.stdout == "one\n"
         assert "NotPermitted" in looked.stderr
         assert daemon.state_of("one") == "running"
+
+
+def test_a_reload_takes_users_and_folders_for_the_next_start_of_each_vm(short_dir: Path) -> None:
+    config, more = short_dir / "arcsup.yaml", short_dir / "more"
+    config.write_text("{}\n")
+    more.mkdir(mode=0o711)
+    (more / "one.iso").write_bytes(bytes(2048))
+    (more / "one.iso").chmod(0o600)
+    with running_daemon(short_dir, "--config", str(config)) as daemon:
+        daemon.drop("one", TINY + "stop: {timeout: 100ms}\n")
+        daemon.drop("two", TINY + f"cdroms: [{more}/one.iso]\nstop: {{timeout: 100ms}}\n")
+        before = daemon.wait_for("one", "running")["pid"]
+        shared = status_of(before)["Uid"]
+        assert "outside of the folders" in daemon.wait_for("two", "failed")["reason"]
+
+        config.write_text(f"isolation: per-vm\nimageDirs: [{more}]\nviewer: nobody\n")
+        answer = daemon.arcsup("reload")
+        assert answer.returncode == 0
+        assert answer.stderr == "taken when the daemon is started again: viewer\n"
+
+        daemon.arcsup("clear", "two")
+        second = status_of(daemon.wait_for("two", "running")["pid"])["Uid"]
+        assert daemon.status("one")["pid"] == before
+        assert status_of(before)["Uid"] == shared
+        daemon.call("restart", "one", wait="60")
+        assert len({shared, second, status_of(daemon.pid_of("one"))["Uid"]}) == 3
+        daemon.call("stop", "one", wait="60")
+        daemon.call("stop", "two", wait="60")
+        assert owners(daemon)["log/one/console.log"][:2] == (0, 0)
+
+
+def test_a_reload_makes_and_takes_away_the_socket_for_reading(short_dir: Path) -> None:
+    config = short_dir / "arcsup.yaml"
+    config.write_text("{}\n")
+    with running_daemon(short_dir, "--config", str(config)) as daemon:
+        reading = daemon.run / "arcsup-ro.sock"
+        assert not reading.exists()
+
+        config.write_text(f"monitoringGroup: {grp.getgrgid(NOBODY).gr_name}\n")
+        assert daemon.process is not None
+        daemon.process.send_signal(signal.SIGHUP)
+        daemon.until(reading.is_socket, "the socket is there")
+        assert reading.stat().st_gid == NOBODY
+
+        for wrong in ("monitoringGroup: nobody-has-this\n", "user: nobody-is-this\n"):
+            config.write_text(wrong)
+            answer = daemon.arcsup("reload")
+            assert answer.returncode == 1
+            assert "there is no" in answer.stderr
+            assert reading.is_socket()
+
+        config.write_text("{}\n")
+        assert daemon.arcsup("reload").returncode == 0
+        daemon.until(lambda: not reading.exists(), "the socket is gone")
