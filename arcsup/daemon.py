@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import trio
+from attrs import evolve
 
 import arcsup
 from arcsup.allocation import Allocation, policy_of
@@ -47,8 +48,10 @@ from arcsup.shutdown import ask_for_time, host_goes_down
 from arcsup.spec.config import Config
 from arcsup.vf_journal import VfJournal
 from arcsup.virtual_functions import VfKeeper
+from arcsup.vm.control_groups import choose_control_groups
 from arcsup.vm.logfiles import keep_logs_short
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
+from arcsup.vm.private_tmp import choose_private_tmp
 from arcsup.vm.record import RecordStore
 from arcsup.vm.viewer import Viewer, find_viewer
 
@@ -76,6 +79,8 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
     allocation = Allocation(DeviceLook(places.sysfs), policy_of(config))
     viewer = find_viewer(config.viewer)
     workshop = _open_workshop(places, config, dirty, bell, event_log, metrics, allocation, viewer)
+    private_tmp = await choose_private_tmp(places, config.image_dirs)
+    workshop = evolve(workshop, private_tmp=private_tmp)
     fleet = Fleet(workshop, bell, config.start_limit or default_start_slots(), allocation)
     fleet.load_records()
     allocation.look.owners = fleet.slice_owners
@@ -166,6 +171,7 @@ def _open_workshop(
         places=places,
         machine_id=machine,
         accounts=choose_accounts(config, machine) if places.system else None,
+        control_groups=choose_control_groups(system=places.system),
         image_folders=config.image_dirs,
         iommufd=config.iommufd,
         boot_id=str(boot_id()),

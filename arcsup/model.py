@@ -435,6 +435,15 @@ class Viewing:
 
 
 @frozen
+class CgroupInUse:
+    """The control group of a VM's programs; ``memory_max`` is in bytes, None for no limit."""
+
+    path: str
+    memory_max: int | None
+    tasks_max: int
+
+
+@frozen
 class VmStatus:
     """Everything that ``list`` and ``status`` show of a VM.
 
@@ -464,6 +473,7 @@ class VmStatus:
     conditions: tuple[Condition, ...] = ()
     events: tuple[Event, ...] = ()
     mode: tuple[str, ...] = ()
+    cgroup: CgroupInUse | None = None
 
 
 @frozen

@@ -3,7 +3,16 @@
 from datetime import UTC, datetime, timedelta
 
 from arcsup.fleet import BadFile, View
-from arcsup.model import GpuKind, LastExit, PciAddress, SliceInUse, State, Viewing, VmStatus
+from arcsup.model import (
+    CgroupInUse,
+    GpuKind,
+    LastExit,
+    PciAddress,
+    SliceInUse,
+    State,
+    Viewing,
+    VmStatus,
+)
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import Seen, Verdict, judge, needs_restart, show_state
@@ -43,6 +52,7 @@ def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
         viewing=_show_viewing(vm, places),
         conditions=tuple(vm.conditions.values()),
         mode=vm.record.mode.words,
+        cgroup=_show_cgroup(vm),
     )
 
 
@@ -75,6 +85,13 @@ def _show_viewing(vm: ManagedVm, places: Places) -> Viewing | None:
         return None
     socket = places.run_of(vm.name) / DISPLAY_SOCKET
     return find_viewing(vm.running.display, socket, vm.record.launch.frames)
+
+
+def _show_cgroup(vm: ManagedVm) -> CgroupInUse | None:
+    launch = vm.record.launch
+    if launch is None or launch.limits is None or not launch.cgroup:
+        return None
+    return CgroupInUse(launch.cgroup, launch.limits.memory, launch.limits.tasks)
 
 
 def _show_slices(vm: ManagedVm) -> tuple[SliceInUse, ...]:

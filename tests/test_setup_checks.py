@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from attrs import evolve
 
+from arcsup.host.scopes import SYSTEM_BUS, find_user_bus
 from arcsup.setup.checks import cpu, kernel, places, qemu
 from arcsup.setup.doctor import CHECKS, examine
 from arcsup.setup.findings import Check, Finding, Level, ok
@@ -78,6 +79,18 @@ def add_bridge(host: Host, rule: str = "allow br0") -> None:
     write(host.root, "usr/lib/qemu/qemu-bridge-helper", mode=0o4755)
 
 
+def add_bus(host: Host) -> None:
+    """Add a systemd with the bus of the system, or of the user that these tests run as."""
+    write(host.root, "run/systemd/system/x")
+    address = SYSTEM_BUS if host.uid == 0 else find_user_bus()
+    write(host.root, address.removeprefix("unix:path=/").partition(",")[0])
+
+
+def add_control_groups(host: Host) -> None:
+    add_bus(host)
+    write(host.root, "sys/fs/cgroup/cgroup.controllers", "cpu memory pids\n")
+
+
 def remove(path: str) -> Callable[[Host], None]:
     def spoil(host: Host) -> None:
         file = host.path(path)
@@ -126,6 +139,9 @@ GOOD: list[tuple[str, Callable[[Host], None]]] = [
     ("libvirt", fine),
     ("mdevctl", fine),
     ("proxmox", fine),
+    ("control-groups", add_control_groups),
+    ("control-groups", put("/sys/fs/cgroup/cgroup.controllers", "memory pids\n")),
+    ("private-tmp", fine),
 ]
 
 
@@ -167,6 +183,8 @@ BAD: list[tuple[str, Callable[[Host], None], Level, str]] = [
     ("vm-files", remove("/etc/arcsup/vms"), Level.INFO, ""),
     ("bridges", lambda host: add_bridge(host, "allow br1"), Level.ERROR, '"allow br0"'),
     ("daemon", fine, Level.WARNING, "arcsup daemon"),
+    ("control-groups", put("/run/systemd/system/x", ""), Level.WARNING, "install dbus"),
+    ("control-groups", add_bus, Level.WARNING, "systemd.unified_cgroup_hierarchy=1"),
     ("libvirt", put("/proc/77/comm", "virtqemud\n"), Level.WARNING, "exclude"),
     ("proxmox", put("/usr/bin/pvesh", ""), Level.WARNING, "mappings"),
     (
@@ -200,6 +218,7 @@ GPUS = {"gpus", "device-files", "nvidia-services", "nouveau", "nvidia-states"}
 
 def test_every_check_has_a_good_and_a_bad_host_here() -> None:
     elsewhere = {"kvm-guest", "space", "interrupt-remapping", "memlock", "escape-hatch"}
+    elsewhere |= {"private-tmp"}
     assert {check for check, _ in GOOD} | {"kvm-guest", "space", "daemon"} == set(BY_ID) - GPUS
     assert {check for check, _, _, _ in BAD} | elsewhere == set(BY_ID) - GPUS
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from arcsup.errors import Terminal
+from arcsup.host.cgroups import Limits
 from arcsup.model import ExitClass, LastExit, VmName
 from arcsup.plan.plan import Intent
 from arcsup.plan.restart import Budget
@@ -41,6 +42,8 @@ launches = st.builds(
     numa_node=st.none() | st.integers(0, 7),
     started_at=times,
     ready_at=st.none() | times,
+    limits=st.none() | st.builds(Limits, memory=st.none() | st.integers(1), tasks=st.integers(1)),
+    cgroup=texts,
 )
 records = st.builds(
     Record,

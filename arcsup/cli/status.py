@@ -49,6 +49,8 @@ def _describe(vm: StatusJson, *, wide: bool) -> list[tuple[str, str]]:
         lines.append(("UUID", vm["uuid"]))
     if vm["numaNode"] is not None:
         lines.append(("NUMA node", str(vm["numaNode"])))
+    if vm["cgroup"] is not None:
+        lines.append(("CGroup", vm["cgroup"]["path"]))
     lines += _group("GPU", [_describe_slice(gpu) for gpu in vm["gpus"]])
     sockets = [("qmp", vm["qmpSocket"]), ("monitor", vm["monitorSocket"])]
     sockets.append(("console", vm["consoleSocket"]))

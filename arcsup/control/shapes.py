@@ -69,6 +69,14 @@ class VmJson(TypedDict):
     mode: list[str]
 
 
+class CgroupJson(TypedDict):
+    """The control group of a VM's programs and what they may take; null is no limit."""
+
+    path: str
+    memoryMax: int | None
+    tasksMax: int
+
+
 class StatusJson(VmJson):
     """One VM as ``status`` shows it; ``pendingKeys`` are what differs in the file."""
 
@@ -79,6 +87,7 @@ class StatusJson(VmJson):
     argv: list[str]
     numaNode: int | None
     adopted: bool
+    cgroup: CgroupJson | None
     lastExit: LastExitJson | None
     nextTry: str | None
     viewing: ViewingJson | None

@@ -3,6 +3,7 @@
 from datetime import UTC, datetime
 
 from arcsup.control.shapes import (
+    CgroupJson,
     ConditionJson,
     EventJson,
     LastExitJson,
@@ -15,6 +16,7 @@ from arcsup.control.shapes import (
     WhyLinkJson,
 )
 from arcsup.model import (
+    CgroupInUse,
     Condition,
     Event,
     LastExit,
@@ -81,6 +83,7 @@ def view_status(status: VmStatus) -> StatusJson:
         "argv": list(status.argv),
         "numaNode": status.numa_node,
         "adopted": status.adopted,
+        "cgroup": None if status.cgroup is None else _view_cgroup(status.cgroup),
         "lastExit": None if status.last_exit is None else _view_last_exit(status.last_exit),
         "nextTry": _view_time_or_null(status.next_try),
         "viewing": None if status.viewing is None else _view_viewing(status.viewing),
@@ -88,6 +91,10 @@ def view_status(status: VmStatus) -> StatusJson:
         "conditions": [_view_condition(condition) for condition in status.conditions],
         "events": [view_event(event) for event in status.events[-EVENTS_SHOWN:]],
     }
+
+
+def _view_cgroup(group: CgroupInUse) -> CgroupJson:
+    return {"path": group.path, "memoryMax": group.memory_max, "tasksMax": group.tasks_max}
 
 
 def view_event(event: Event) -> EventJson:

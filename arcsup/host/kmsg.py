@@ -14,6 +14,11 @@ from attrs import frozen
 _OOM_KILL = re.compile(r"[Oo]ut of memory: Killed process (\d+) ")
 """mm/oom_kill.c, both for the whole host and for a memory cgroup."""
 
+_LIMIT_KILL = re.compile(
+    r"oom-kill:constraint=CONSTRAINT_MEMCG,.*,oom_memcg=([^,\n]*),task_memcg=.*,pid=(\d+),uid=\d+"
+)
+"""mm/oom_kill.c, dump_oom_victim(): whose limit it was, and which process was killed."""
+
 
 @frozen
 class LogRecord:
@@ -41,6 +46,15 @@ def parse_record(record: bytes) -> LogRecord | None:
 def parse_oom_kills(text: str) -> frozenset[int]:
     """Return the pids that the kernel log says were killed for want of memory."""
     return frozenset(int(match) for match in _OOM_KILL.findall(text))
+
+
+def parse_limit_kills(text: str, group: str) -> frozenset[int]:
+    """Return the pids that were killed because control group ``group`` was at its limit.
+
+    The log names groups from the root of all, this process perhaps from a namespace's.
+    """
+    found = _LIMIT_KILL.findall(text)
+    return frozenset(int(pid) for limited, pid in found if limited.endswith(group))
 
 
 def read_kernel_log(device: Path = Path("/dev/kmsg")) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from attrs import frozen
 
-from arcsup.setup.checks import cpu, gpus, kernel, managers, nvidia, places, qemu
+from arcsup.setup.checks import confinement, cpu, gpus, kernel, managers, nvidia, places, qemu
 from arcsup.setup.findings import Check, Finding, error
 from arcsup.setup.host import Host
 
@@ -13,7 +13,7 @@ CHECKS: dict[str, tuple[Check, ...]] = {
     "Kernel": kernel.CHECKS,
     "GPUs": gpus.CHECKS + nvidia.CHECKS,
     "Programs": qemu.CHECKS,
-    "arcsup": places.CHECKS,
+    "arcsup": places.CHECKS + confinement.CHECKS,
     "Other managers": managers.CHECKS,
 }
 """Headings in their order. A further part of the host is one line here."""

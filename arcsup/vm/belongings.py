@@ -26,6 +26,7 @@ from arcsup.vm.commandline import CONSOLE_LOG, Sockets
 from arcsup.vm.disks import resolve_image
 from arcsup.vm.loans import Access, Loan, Terms, WantedFile, find_loans, lend, put_back
 from arcsup.vm.managed import ManagedVm, Workshop
+from arcsup.vm.private_tmp import FOLDERS, needs_host_tmp
 from arcsup.vm.resources import Needs
 from arcsup.vm.shares import check_share
 from arcsup.vm.tpm import TPM_LOG, tpm_folder
@@ -98,27 +99,39 @@ def check_shares(vm: Vm, workshop: Workshop) -> None:
 
 async def lend_belongings(
     vm: ManagedVm, workshop: Workshop, needs: Needs, account: Account
-) -> None:
-    """Give a VM's user what its QEMU opens by name. Raises Terminal for what it may not have."""
+) -> bool:
+    """Give a VM's user what its QEMU opens by name; return whether it can have its own /tmp.
+
+    Raises Terminal for what it may not have.
+    """
     places = workshop.places
     wanted = [*_find_images(needs, places), *_find_own_files(vm, places, needs)]
     for log in (CONSOLE_LOG, *([TPM_LOG] if needs.vm.tpm else [])):
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open(places.log_of(vm.name) / log, flags, 0o640))
-    await lend_files(vm, workshop, wanted, account)
+    files = [it.path for it in wanted]
+    private_tmp = workshop.private_tmp and not needs_host_tmp(needs.vm, files)
+    await lend_files(vm, workshop, wanted, account, private_tmp=private_tmp)
+    return private_tmp
 
 
 async def lend_files(
-    vm: ManagedVm, workshop: Workshop, wanted: Iterable[WantedFile], account: Account
+    vm: ManagedVm,
+    workshop: Workshop,
+    wanted: Iterable[WantedFile],
+    account: Account,
+    *,
+    private_tmp: bool,
 ) -> None:
     """Lend files to a VM, the record first. Raises Terminal."""
     if workshop.accounts is None:
         return
     allowed = (workshop.places.images, *workshop.image_folders)
+    hidden = FOLDERS if private_tmp else ()
     # A QEMU that runs since before arcsup.yaml named another user is in another group.
     shared = workshop.accounts.shared.gid
     reading = shared if shared in (account.gid, *account.groups) else account.gid
-    terms = Terms(account, reading, allowed)
+    terms = Terms(account, reading, allowed, hidden)
     async with workshop.records.lending:
         with ExitStack() as opened:
             look = partial(find_loans, wanted, terms, _loans_known(workshop), opened)

@@ -4,7 +4,8 @@
  2. Files, sockets and the lock are made; all of it may be there half done from an earlier try.
  3. QEMU and its helpers are started behind their gates: they exist, but have not begun.
  4. The record says who they are (fsync).
- 5. The gates open.
+ 5. The gates open. A control group is made for them, before if need be, and always before the guest
+    runs: while the kernel waits to move a process, QEMU can as well get ready.
 
 A daemon that dies before 5 leaves no program: the gates close with it. One that dies after 4
 leaves programs that the next daemon knows.
@@ -37,8 +38,10 @@ from arcsup.vm.belongings import (
     open_folders,
 )
 from arcsup.vm.commandline import Sockets, build_command_line, expected_devices
+from arcsup.vm.control_groups import enclose
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.iommufd import can_use_iommufd, open_iommufd
+from arcsup.vm.limits import limits_of
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.pinning import allowed_cpus, pin_vcpus, plan_pinning
 from arcsup.vm.presence import find_absent
@@ -118,8 +121,9 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
             held += [descriptor for tap in taps for descriptor in tap.descriptors]
             needs = evolve(needs, resources=evolve(needs.resources, taps=taps))
             open_folders(places, vm.name, needs.resources.sockets, account)
-            await lend_belongings(vm, workshop, needs, account)
-        return await _spawn(vm, workshop, evolve(launch, account=account), needs, held)
+            private_tmp = await lend_belongings(vm, workshop, needs, account)
+            launch = evolve(launch, account=account, private_tmp=private_tmp)
+        return await _spawn(vm, workshop, launch, needs, held)
 
 
 async def _spawn(
@@ -139,6 +143,7 @@ async def _spawn(
                 pass_fds=program.pass_fds,
                 environment=inherited_environment(),
                 account=None if program.keeps_user else launch.account,
+                private_tmp=launch.private_tmp and not program.keeps_user,
             )
             gates.enter_context(closing_gate(gated))
             started.append((program.role, gated))
@@ -148,6 +153,7 @@ async def _spawn(
                 limit_locked_memory(gated.process.pid, limit)
         launch = evolve(
             launch,
+            limits=limits_of(needs.vm, needs.resources),
             argv=argv,
             processes=tuple(OwnedProcess(role, it.process.identity) for role, it in started),
             devices=tuple(sorted(expected_devices(needs.vm, needs.resources))),
@@ -155,6 +161,9 @@ async def _spawn(
             frames=_frames(needs),
         )
         await vm.save(workshop, launch=launch)
+        if len(started) > 1 or needs.resources.slices:
+            # Helpers fork, and VFIO has the guest's memory at once: both belong where we put them.
+            await enclose(vm, workshop)
         for _, gated in started:
             gated.open_gate()
         for role, gated in started:
@@ -224,6 +233,7 @@ async def bring_up(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
         raise Terminal(f"QEMU runs without {', '.join(missing)}, which the VM asks for")
     if vm.process is not None:
         await _pin(vm.running, vm.process.pid, launch.numa_node, qmp)
+    await vm.enclosed.wait()
     await qmp.execute("cont")
 
 

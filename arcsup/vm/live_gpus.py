@@ -174,7 +174,7 @@ async def _lend(vm: ManagedVm, workshop: Workshop, owned: OwnedSlice, iommufd: b
     limit_locked_memory(vm.process.pid, limit)
     nodes = find_nodes(owned, Sysfs(workshop.places.sysfs), iommufd=iommufd)
     wanted = [WantedFile(owned.asked_by, node, Access.OWN, own_file=True) for node in nodes]
-    await lend_files(vm, workshop, wanted, account)
+    await lend_files(vm, workshop, wanted, account, private_tmp=False)
 
 
 def _is_usable(owned: OwnedSlice, sysfs: Sysfs, iommufd: bool) -> bool:

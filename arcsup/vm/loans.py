@@ -92,11 +92,15 @@ class Loan:
 
 @frozen
 class Terms:
-    """How files are lent: to whom, with which group for what is shared, from which folders."""
+    """How files are lent: to whom, with which group for what is shared, from which folders.
+
+    ``hidden`` are folders that the VM's programs do not see.
+    """
 
     account: Account
     reading_gid: int
     allowed: tuple[Path, ...]
+    hidden: tuple[Path, ...] = ()
 
 
 def find_loans(
@@ -116,6 +120,7 @@ def find_loans(
         file = ahead.pop(0)
         found = find_file(file.what, file.path, terms.account, terms.allowed)
         opened.callback(os.close, found.descriptor)
+        _require_in_sight(file, found, terms)
         identity = (found.status.st_dev, found.status.st_ino)
         loan = _judge(file, found, terms, running.get(identity))
         if file.is_qcow2 and (base := find_base(file.what, file.path, found.descriptor)):
@@ -195,6 +200,15 @@ def _judge(file: WantedFile, found: Found, terms: Terms, known: Loan | None) -> 
 
 def _is_device(status: os.stat_result) -> bool:
     return stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode)
+
+
+def _require_in_sight(file: WantedFile, found: Found, terms: Terms) -> None:
+    for folder in terms.hidden:
+        if found.path.is_relative_to(folder):
+            raise Terminal(
+                f"{file.what}: {found.path} is in {folder}, and the VM has one of its own",
+                f"move it to {terms.allowed[0]}",
+            )
 
 
 def _require_image(file: WantedFile, found: Found, terms: Terms) -> None:

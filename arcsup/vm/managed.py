@@ -16,6 +16,7 @@ from attrs import Factory, define, evolve, field, frozen
 
 from arcsup.errors import Terminal
 from arcsup.host.accounts import Accounts
+from arcsup.host.cgroups import ControlGroups
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.model import Condition, LastExit, Vm, VmName
 from arcsup.places import Places
@@ -66,6 +67,10 @@ class Workshop:
     """Who looks at the VMs; None is the daemon's own user."""
     accounts: Accounts | None = None
     """Whom QEMU runs as where the daemon is root; None where all is one user's."""
+    control_groups: ControlGroups | None = None
+    """How VMs get a control group each; None where they cannot have one."""
+    private_tmp: bool = False
+    """Whether VMs have a /tmp of their own."""
     image_folders: tuple[Path, ...] = ()
     """Where images may be beside the images directory itself."""
     iommufd: bool = True
@@ -124,6 +129,8 @@ class ManagedVm:
     """Set when the QMP session of the moment has ended and all that it said is in."""
     ready: trio.Event = field(factory=trio.Event)
     """Set when the QEMU that this daemon started runs its guest."""
+    enclosed: trio.Event = field(factory=trio.Event)
+    """Set when its programs are in their control group, or cannot be."""
     adopted: bool = False
     choices: tuple[SliceChoice, ...] = ()
     """The slices of host devices that it gets at its next start."""

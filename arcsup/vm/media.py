@@ -46,12 +46,13 @@ async def change_media(vm: ManagedVm, workshop: Workshop) -> None:
 
 async def _lend(vm: ManagedVm, workshop: Workshop, index: int, path: Path) -> str:
     """Let QEMU's user read an image; return why it may not, "" when it may."""
-    account = vm.record.launch.account if vm.record.launch else None
-    if account is None:
+    launch = vm.record.launch
+    if launch is None or launch.account is None:
         return ""
     try:
         wanted = WantedFile(f"cdroms[{index}]", path, Access.READ)
-        await lend_files(vm, workshop, (wanted,), account)
+        private_tmp = launch.private_tmp
+        await lend_files(vm, workshop, (wanted,), launch.account, private_tmp=private_tmp)
     except Terminal as error:
         return f"{error.message} ({error.hint})"
     return ""

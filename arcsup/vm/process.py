@@ -23,6 +23,7 @@ from attrs import frozen
 
 from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
+from arcsup.vm.private_tmp import MOUNT, NAMESPACE
 from arcsup.vm.privileges import dropping_to, environment_of
 
 _GATE = 'cd / && read -r _ && exec "$@" </dev/null'
@@ -169,17 +170,21 @@ def start_gated(
     pass_fds: Sequence[int] = (),
     environment: Mapping[str, str] | None = None,
     account: Account | None = None,
+    private_tmp: bool = False,
 ) -> GatedProcess:
     """Start ``argv`` behind its gate, in a session of its own, appending output to a file.
 
     It is ``account`` (None: this process's user) from the moment that it is the program.
+    ``private_tmp``: with a /tmp of its own, which is made while it waits.
     Raises Terminal when it cannot even be forked or the output file cannot be opened.
     """
     reader, writer = os.pipe()
     try:
-        pid = os.posix_spawn(
-            "/bin/sh",
-            ["/bin/sh", "-c", _GATE, "sh", *dropping_to(account), *argv],
+        namespace, gate = (NAMESPACE, f"{MOUNT} && {_GATE}") if private_tmp else ((), _GATE)
+        shell = (*namespace, "/bin/sh", "-c", gate, "sh")
+        pid = os.posix_spawnp(
+            shell[0],
+            [*shell, *dropping_to(account), *argv],
             environment_of(account, os.environ if environment is None else environment),
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, reader, 0),

@@ -19,6 +19,7 @@ from cattrs.preconf.json import make_converter
 from arcsup.durable import sync_folder, write_durably
 from arcsup.errors import NotPermitted, NotRecorded, Terminal
 from arcsup.host.accounts import Account
+from arcsup.host.cgroups import Limits
 from arcsup.host.owned import OwnedSlice
 from arcsup.model import Argv, LastExit, VmName
 from arcsup.plan.mode import NORMAL, Mode
@@ -55,7 +56,9 @@ class Launch:
     ``text`` is the VM that it was started with, in the file's own form; ``processes`` is empty
     until their pids are known, and none of them begins before they are written here. ``frames``
     are the paths that a Looking Glass client reads, one for each monitor. ``account`` is whom they
-    run as, None for the daemon's own user.
+    run as, None for the daemon's own user. ``limits`` is what they may take together, ``cgroup``
+    the control group that they have for themselves, "" for none (yet). ``private_tmp`` tells
+    whether they have a /tmp of their own.
     ``ready_at`` is when it was found running (monotonic clock of ``boot_id``), None before.
     """
 
@@ -67,6 +70,9 @@ class Launch:
     numa_node: int | None = None
     frames: Argv = ()
     account: Account | None = None
+    limits: Limits | None = None
+    cgroup: str = ""
+    private_tmp: bool = False
     started_at: float = 0.0
     ready_at: float | None = None
 

@@ -13,6 +13,7 @@ from attrs import evolve
 
 from arcsup.errors import Terminal
 from arcsup.model import Argv, Audio
+from arcsup.vm.control_groups import admit
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.process import Process, closing_gate, inherited_environment, start_gated
 from arcsup.vm.record import OwnedProcess
@@ -110,6 +111,7 @@ async def _start(vm: ManagedVm, workshop: Workshop, command: Argv) -> Process:
         others = tuple(owned for owned in launch.processes if owned.role != ROLE)
         owned = OwnedProcess(ROLE, gated.process.identity)
         await vm.save(workshop, launch=evolve(launch, processes=(*others, owned)))
+        admit(vm, gated.process.pid)
         gated.open_gate()
     vm.set_condition(CONDITION, "Started", "the Scream receiver runs", status=True)
     workshop.tell(vm.name, "sound-started", "the Scream receiver was started")

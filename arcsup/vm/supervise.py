@@ -22,6 +22,7 @@ from arcsup.errors import (
     Transient,
     describe_os_error,
 )
+from arcsup.host.cgroups import remove_group
 from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
 from arcsup.model import ExitClass, LastExit
 from arcsup.plan.lifecycle import Evidence, Phase, Step, classify_exit
@@ -39,6 +40,7 @@ from arcsup.plan.restart import (
 from arcsup.spec.native import load_vm
 from arcsup.vm.belongings import take_back_belongings
 from arcsup.vm.cleanup import end_helpers, remove_runtime_folders
+from arcsup.vm.control_groups import enclose, find_limit_reached
 from arcsup.vm.ephemeral import remove_overlays, settle_overlays
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.launch import bring_up, find_last_words, start_qemu
@@ -77,7 +79,7 @@ def begin(vm: ManagedVm, because: str) -> None:
     vm.order = None
     vm.adopted = False
     vm.evidence = Evidence(was_ready=False)
-    vm.ready = trio.Event()
+    vm.ready, vm.enclosed = trio.Event(), trio.Event()
     vm.not_saved = ""
     vm.conditions.clear()
 
@@ -187,6 +189,7 @@ def find_qemu_process(vm: ManagedVm, boot_id: str) -> Process | None:
 
 async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> None:
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(enclose, vm, workshop)
         nursery.start_soon(keep_monitor, vm, workshop, bring_up)
         nursery.start_soon(_obey_orders, vm, workshop, process)
         nursery.start_soon(_limit_start, vm)
@@ -307,7 +310,9 @@ async def _finish(
     device_trouble: bool = False,
 ) -> None:
     """Tidy up after an end, decide what follows, and make both durable in that order."""
-    exit_class = classify_exit(await _complete_evidence(vm, end))
+    limit_reached = await find_limit_reached(vm, end)
+    detail = limit_reached or detail
+    exit_class = classify_exit(await _complete_evidence(vm, end, at_limit=bool(limit_reached)))
     await _tidy_up(vm, workshop)
     kept = await settle_overlays(vm, workshop)
     await run_hooks(vm, workshop, "postStop")
@@ -339,14 +344,14 @@ def _took(vm: ManagedVm) -> str:
     return f"{vm.stop_steps[-1].rung}, {vm.stop_steps[-1].seconds:.1f} s" if vm.stop_steps else ""
 
 
-async def _complete_evidence(vm: ManagedVm, end: ProcessEnd) -> Evidence:
+async def _complete_evidence(vm: ManagedVm, end: ProcessEnd, *, at_limit: bool) -> Evidence:
     asked = ""
     lost = vm.order is not None and vm.order.device_lost
     if vm.order is not None and not vm.order.start_failed and not lost:
         asked = "kill" if vm.order.hard else "stop"
     killed = end.signal == signal.SIGKILL and not asked and vm.process is not None
     out_of_memory = False
-    if killed and vm.process is not None:
+    if killed and not at_limit and vm.process is not None:
         log = await trio.to_thread.run_sync(read_kernel_log)
         out_of_memory = vm.process.pid in parse_oom_kills(log)
     return evolve(vm.evidence, asked=asked, out_of_memory=out_of_memory, device_lost=lost)
@@ -357,6 +362,8 @@ async def _tidy_up(vm: ManagedVm, workshop: Workshop) -> None:
     launch = vm.record.launch
     if launch is not None:
         await end_helpers(launch, boot_id=workshop.boot_id)
+        if launch.cgroup:
+            await remove_group(launch.cgroup)
     if vm.running is not None:
         remove_shared_memory(vm.running)
     await take_back_belongings(vm, workshop)

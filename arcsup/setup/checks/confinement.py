@@ -1,0 +1,67 @@
+"""What keeps one VM from the rest of the host: control groups with limits, a /tmp of its own."""
+
+import os
+from collections.abc import Iterator
+
+import trio
+
+from arcsup.errors import SpecError
+from arcsup.host.cgroups import NEEDED, TREE
+from arcsup.host.scopes import BOOTED, SYSTEM_BUS, find_user_bus
+from arcsup.setup.findings import Check, Finding, info, ok, warning
+from arcsup.setup.host import Host
+from arcsup.spec.config import load_config
+from arcsup.vm.private_tmp import find_obstacle
+
+_WITHOUT_LIMITS = "a QEMU that goes wild can take all memory and tasks of the host"
+
+
+def check_control_groups(host: Host) -> Iterator[Finding]:
+    """Tell whether each VM gets a control group with limits, and who makes it."""
+    there = host.read(TREE / "cgroup.controllers").split()
+    missing = " and ".join(sorted(NEEDED - set(there)))
+    if host.path(BOOTED).is_dir():
+        address = SYSTEM_BUS if host.uid == 0 else find_user_bus()
+        bus = address.removeprefix("unix:path=").partition(",")[0]
+        if bus.startswith("/") and not host.path(bus).exists():
+            what = f"there is no bus ({bus}) to ask systemd for scopes"
+            yield warning(what, _WITHOUT_LIMITS, "install dbus")
+        elif missing:
+            what = f"VMs get scopes, but control groups have no controller for {missing}"
+            do = "boot with systemd.unified_cgroup_hierarchy=1"
+            yield warning(what, _WITHOUT_LIMITS, do)
+        else:
+            yield ok("each VM gets a scope of systemd's, with limits of memory and tasks")
+    elif missing:
+        yield info(f"VMs have no limits: no control groups for {missing}", _WITHOUT_LIMITS)
+    elif not os.access(host.path(TREE / "cgroup.procs"), os.W_OK):
+        do = "run the daemon under systemd, or give it a control group of its own"
+        yield info("VMs have no limits: control groups cannot be written", _WITHOUT_LIMITS, do)
+    else:
+        yield ok("each VM gets a control group below the daemon's, if that has one for itself")
+
+
+def check_private_tmp(host: Host) -> Iterator[Finding]:
+    """Tell whether VMs have a /tmp of their own."""
+    if host.uid != 0:
+        yield ok("VMs of a user's session share that user's /tmp")
+        return
+    if not (host.is_this and os.geteuid() == 0):
+        yield info("whether VMs get a /tmp of their own, only root can see on the host itself")
+        return
+    try:
+        folders = load_config(host.places.config).image_dirs
+    except SpecError:
+        yield info("whether VMs get a /tmp of their own depends on the configuration")
+        return
+    if obstacle := trio.run(find_obstacle, host.places, folders):
+        why = "QEMU's user sees what others leave there"
+        yield info(f"VMs share the host's /tmp: {obstacle}", why)
+    else:
+        yield ok("each VM has a /tmp of its own")
+
+
+CHECKS = (
+    Check("control-groups", "Control groups", check_control_groups),
+    Check("private-tmp", "VMs' /tmp", check_private_tmp),
+)
