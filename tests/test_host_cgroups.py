@@ -56,6 +56,16 @@ def test_in_a_group_of_its_own_the_daemon_makes_room(tree: Path) -> None:
     assert left == ["vm-in-use-2"]
 
 
+def test_a_group_that_others_are_in_too_is_left_as_it_was(tree: Path) -> None:
+    # The kernel says EBUSY; a folder in the way is as good a reason.
+    (tree / "given/cgroup.subtree_control").mkdir()
+
+    with pytest.raises(Transient, match=r"given/cgroup\.subtree_control"):
+        prepare_folders("/given", tree)
+
+    assert (tree / "given/cgroup.procs").read_text() == f"{os.getpid()}\n"
+
+
 def test_without_the_controllers_there_are_no_limits(tree: Path) -> None:
     (tree / "cgroup.controllers").write_text("cpu hugetlb\n")
     assert find_missing_controllers("/", tree) == {"memory", "pids"}

@@ -113,6 +113,11 @@ def prepare_folders(group: str, tree: Path = TREE) -> Folders:
         for folder in (own, top):
             (folder / "cgroup.subtree_control").write_text("+memory +pids\n")
     except OSError as error:
+        # Others are in the group too: it was not given to this process.
+        with suppress(OSError):
+            (own / "cgroup.procs").write_text(f"{os.getpid()}\n")
+            (top / _DAEMON).rmdir()
+            top.rmdir()
         raise Transient(f"{error.filename}: {error.strerror}") from error
     return Folders(f"{group.rstrip('/')}/{_FOLDER}", tree)
 
