@@ -4,7 +4,6 @@ Events only mark; one task observes, plans and carries out; one task per VM supe
 are not the daemon's children in spirit: it may end, be killed or be replaced, and they run on.
 """
 
-import fcntl
 import logging
 import os
 import resource
@@ -36,6 +35,7 @@ from arcsup.fleet import Fleet, default_start_slots
 from arcsup.host.identity import boot_id, machine_id
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.host.writer import await_earlier_helpers
+from arcsup.locks import locked
 from arcsup.look import DeviceLook
 from arcsup.model import Event, ExitClass, LastExit, VmName
 from arcsup.notify import notify, watchdog_interval
@@ -249,15 +249,11 @@ def _hold(directory: Path, *, mode: int) -> Iterator[None]:
         raise ArcsupError(
             f"{error.filename}: {error.strerror}", "run as root, or name another directory"
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    refusal = Refused(
+        f"another daemon uses {directory}", "`arcsup list` talks to it; stop it first"
+    )
+    with locked(lock, lambda: refusal):
         yield
-    except BlockingIOError:
-        raise Refused(
-            f"another daemon uses {directory}", "`arcsup list` talks to it; stop it first"
-        ) from None
-    finally:
-        os.close(lock)
 
 
 def _prepare_process() -> None:

@@ -20,6 +20,19 @@ MACHINE = "11111111-2222-3333-4444-555555555555"
 BOOT = "66666666-7777-8888-9999-000000000000"
 
 
+def places_in(top: Path) -> Places:
+    """Return the places of a daemon that has a folder for itself."""
+    return Places(
+        config=top / "arcsup.yaml",
+        vms=top / "vms",
+        run=top / "run",
+        state=top / "state",
+        log=top / "log",
+        sysfs=top / "sys",
+        system=False,
+    )
+
+
 @define(eq=False)
 class SmallHost:
     """``told`` has the kind of each event; the tree has the sample parent mbochs."""
@@ -32,15 +45,7 @@ class SmallHost:
 
     def __attrs_post_init__(self) -> None:
         top = self.top
-        self.places = Places(
-            config=top / "arcsup.yaml",
-            vms=top / "vms",
-            run=top / "run",
-            state=top / "state",
-            log=top / "log",
-            sysfs=top / "sys",
-            system=False,
-        )
+        self.places = places_in(top)
         self.places.vms.mkdir(exist_ok=True)
         if not self.places.sysfs.exists():
             self.tree = Tree(self.places.sysfs)

@@ -21,12 +21,12 @@ from hypothesis.stateful import (
 
 from arcsup.devices import CapacityRule, Inventory
 from arcsup.model import VmName
-from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import Intent, judge, plan
 from tests.sim_daemon import BOOT, Clock, Disk, SimDaemon
 from tests.sim_kernel import DaemonKilled, SimKernel
 from tests.slow_driver import Kind, Made, SlowDriver
+from tests.small_host import places_in
 
 RUNS = 25 * int(os.environ.get("ARCSUP_SOAK", "1"))
 STEPS = 100
@@ -69,15 +69,7 @@ class Host(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory(prefix="arc", dir="/tmp")
         top = Path(self.folder.name)
-        self.places = Places(
-            config=top / "arcsup.yaml",
-            vms=top / "vms",
-            run=top / "run",
-            state=top / "state",
-            log=top / "log",
-            sysfs=top / "sys",
-            system=False,
-        )
+        self.places = places_in(top)
         self.places.vms.mkdir()
         self.clock = Clock()
         self.kernel = SimKernel(make_drivers(), lambda: self.disk.owned())

@@ -1,11 +1,11 @@
 """One setup at a time: two of them would journal each other's steps."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from arcsup.errors import ArcsupError, Refused
+from arcsup.locks import locked
 from arcsup.setup.host import Host
 
 
@@ -13,7 +13,7 @@ from arcsup.setup.host import Host
 def hold_setup(host: Host) -> Iterator[None]:
     """Keep every other setup of this host out. Raises Refused while there is one.
 
-    The lock goes with its process, however that ends. The file lies where the next boot begins
+    The file lies where the next boot begins
     without it; below a directory that has no such place, the directory itself is the lock.
     """
     folder = host.places.run.parent
@@ -27,10 +27,6 @@ def hold_setup(host: Host) -> Iterator[None]:
         raise ArcsupError(
             f"{error.filename}: {error.strerror}", "run it as root: sudo arcsup setup"
         ) from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    refusal = Refused("another setup of this host runs", "wait until it has ended")
+    with locked(lock, lambda: refusal):
         yield
-    except BlockingIOError:
-        raise Refused("another setup of this host runs", "wait until it has ended") from None
-    finally:
-        os.close(lock)

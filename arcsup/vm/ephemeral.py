@@ -14,12 +14,12 @@ from pathlib import Path
 import trio
 from attrs import evolve
 
+from arcsup.durable import sync_folder
 from arcsup.errors import ArcsupError, Refused, Terminal
 from arcsup.model import Argv, Disk, DiskFormat, Vm, VmName
 from arcsup.places import Places
 from arcsup.vm.disks import resolve_image
 from arcsup.vm.image_changes import check_committable, commit_image, find_base
-from arcsup.vm.image_files import sync_folder
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.qemu_img import change_image
 from arcsup.vm.record import Failure

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
+from arcsup.durable import sync_folder
 from arcsup.errors import NotPermitted, Terminal
 
 QCOW2_MAGIC = b"QFI\xfb"
@@ -97,12 +98,3 @@ def replace(part: IO[bytes], path: Path) -> None:
     os.fsync(part.fileno())
     Path(part.name).replace(path)
     sync_folder(path.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make durable which names a folder holds."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -11,7 +11,6 @@ A daemon that dies before 5 leaves no program: the gates close with it. One that
 leaves programs that the next daemon knows.
 """
 
-import fcntl
 import json
 import os
 import time
@@ -27,6 +26,7 @@ from attrs import evolve
 from arcsup.errors import Terminal, Transient
 from arcsup.host.numa import observe_numa
 from arcsup.host.sysfs import Sysfs
+from arcsup.locks import locked
 from arcsup.model import Argv, NetworkType, Vm
 from arcsup.plan.plan import Intent
 from arcsup.spec.native import vm_to_native
@@ -204,19 +204,17 @@ def _locked(folder: Path) -> Iterator[int]:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / "lock"
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holders = sorted(set(find_processes_holding(path)) - {os.getpid()})
-            pids = ", ".join(map(str, holders)) or "an unknown process"
-            raise Transient(
-                f"{path} is held by process {pids}, a QEMU that no record tells of",
-                "end that process; the VM is tried again",
-            ) from None
+
+    def refuse() -> Transient:
+        holders = sorted(set(find_processes_holding(path)) - {os.getpid()})
+        pids = ", ".join(map(str, holders)) or "an unknown process"
+        return Transient(
+            f"{path} is held by process {pids}, a QEMU that no record tells of",
+            "end that process; the VM is tried again",
+        )
+
+    with locked(descriptor, refuse):
         yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 async def bring_up(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
