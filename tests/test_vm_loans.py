@@ -256,3 +256,14 @@ async def test_a_lent_folder_comes_back_with_what_was_made_in_it(images: Path) -
     assert whose(folder / "new") == whose(folder / "old") == (0, 0, 0o600)
     assert whose(folder / "linked") == (USER.uid, USER.gid, 0o600)
     assert whose(images.parent / "secret") == (0, 0, 0o600)
+
+
+async def test_a_file_with_another_name_is_refused_and_stays_whose_it_is(images: Path) -> None:
+    (images / "one.qcow2").hardlink_to(images.parent / "secret")
+    before = whose(images.parent / "secret")
+
+    for access in Access:
+        with pytest.raises(Terminal, match="2 names"):
+            await borrow(images, disk(images / "one.qcow2", access))
+
+    assert whose(images.parent / "secret") == before

@@ -415,3 +415,36 @@ def test_a_reload_makes_and_takes_away_the_socket_for_reading(short_dir: Path) -
         config.write_text("{}\n")
         assert daemon.arcsup("reload").returncode == 0
         daemon.until(lambda: not reading.exists(), "the socket is gone")
+
+
+def test_what_a_broken_out_guest_puts_into_its_runtime_folder_leads_nowhere(
+    daemon: Daemon,
+) -> None:
+    make_images(daemon)
+    secret = daemon.state / "images" / "two.iso"
+    secret.write_text("of the host")
+    daemon.drop("one", FULL + "display: vnc\n")
+    uid = int(status_of(daemon.wait_for("one", "running")["pid"])["Uid"].split()[0])
+    folder = daemon.run / ".qemu" / "one"
+    before = whose(secret)
+    for name in [f"screenshot-{number}.png" for number in range(3)]:
+        assert try_as_qemu(daemon, uid, f"ln -s {secret} {folder}/{name}").returncode == 0
+    command = f"rm {folder}/display.sock && ln -s {secret} {folder}/display.sock"
+    assert try_as_qemu(daemon, uid, command).returncode == 0
+    assert try_as_qemu(daemon, uid, f"ln {secret} {folder}/other").returncode != 0
+
+    picture = daemon.top / "picture.png"
+    shown = daemon.arcsup("screenshot", "one", str(picture))
+    daemon.call("reset", "one")
+    daemon.call("restart", "one", wait="60")
+
+    assert shown.returncode != 0
+    assert not picture.exists()
+    assert whose(secret) == before
+    assert secret.read_text() == "of the host"
+    assert daemon.state_of("one") == "running"
+
+
+def whose(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
