@@ -72,6 +72,10 @@ deb: setup ## Build a Debian package into dist/
 test-deb: deb ## Install, run, upgrade and remove it in a fresh Debian (SUITE=trixie)
 	@tests/packages/run $(if $(SUITE),$(SUITE),trixie)
 
+.PHONY: test-install
+test-install: deb ## Run contrib/install.sh and a user's own daemon in a fresh Debian (SUITE=trixie)
+	@tests/packages/run-install-script $(if $(SUITE),$(SUITE),trixie)
+
 .PHONY: clean
 clean: ## Remove everything made here; the cache in ~/.cache/arcsup stays
 	@rm -rf .venv .cache .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

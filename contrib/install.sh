@@ -15,7 +15,16 @@ if [[ $EUID -ne 0 ]]; then
     exec sudo "$top/contrib/install.sh" "$@"
 fi
 
-if command -v apt-get >/dev/null && python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+# Whether the package's Python can be had; on a fresh system none is there yet.
+is_for_package() {
+    command -v apt-get >/dev/null || return
+    apt-get -qq -o DPkg::Lock::Timeout=300 update
+    local candidate
+    candidate=$(apt-cache policy python3 | sed -n 's/^ *Candidate: //p')
+    [[ $candidate == [0-9]* ]] && dpkg --compare-versions "$candidate" ge 3.11
+}
+
+if is_for_package; then
     shopt -s nullglob
     packages=(dist/arcsup_*.deb)
     if [[ ${#packages[@]} -eq 0 ]]; then
@@ -27,7 +36,6 @@ if command -v apt-get >/dev/null && python3 -c 'import sys; sys.exit(sys.version
     trap 'rm -rf "$folder"' EXIT
     chmod 755 "$folder"
     install -m644 "${packages[-1]}" "$folder/arcsup.deb"
-    apt-get -qq -o DPkg::Lock::Timeout=300 update
     DEBIAN_FRONTEND=noninteractive apt-get -qq -o DPkg::Lock::Timeout=300 install --yes \
         --no-remove "$folder/arcsup.deb"
 else
