@@ -136,6 +136,8 @@ def play(top: Path, scenario: Scenario, point: int) -> list[str]:
 def check_promises(top: Path, scenario: Scenario) -> None:
     """Let the next daemon find what the last one left, and look at everything on the way."""
     daemon = Daemon(top)
+    # A shell at a gate that nobody opened any more is about to end.
+    daemon.until(lambda: gates_are_passed(daemon), "whatever was at a gate has gone on or ended")
     left = daemon.qemus("one")
     assert len(left) <= 1
     outcome = scenario.outcome
@@ -152,6 +154,14 @@ def check_promises(top: Path, scenario: Scenario) -> None:
             assert daemon.qemus("one") == left, "the QEMU that had begun was not kept"
     finally:
         end(daemon)
+
+
+def gates_are_passed(daemon: Daemon) -> bool:
+    try:
+        programs = [os.readlink(f"/proc/{pid}/exe") for pid in daemon.qemus("one")]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return all("qemu" in Path(program).name for program in programs)
 
 
 def at_most_one_qemu(daemon: Daemon) -> bool:
