@@ -122,3 +122,9 @@ def test_quotas_are_written_as_they_are_read() -> None:
 def test_a_quota_with_a_fault_is_told() -> None:
     with pytest.raises(SpecError, match=r"gpus\[0\].vfQuota.execQuantum"):
         read_config("gpus: [{match: 8086, vfQuota: {execQuantum: soon}}]\n", FILE)
+
+
+def test_a_card_without_quotas_is_written_without_them() -> None:
+    written = config_to_native(read_config("gpus: [{match: 8086, vfs: 2}]\n", FILE))["gpus"]
+
+    assert written == [{"match": "8086", "exclude": False, "vfs": 2, "mixedSizes": False}]

@@ -205,7 +205,12 @@ class Struct(Generic[S]):
         return f"expected one of {', '.join(key.name for key in self.keys)}"
 
     def write(self, value: object) -> Json:
-        """Return the map with every default filled in; keys without a value stay away."""
+        """Return the map with every default filled in; keys without a value stay away.
+
+        None, a map that is not there, stays so.
+        """
+        if value is None:
+            return None
         fields = attrs.fields_dict(self.shape)
         written: dict[str, Json] = {}
         for key in self.keys:
