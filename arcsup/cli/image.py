@@ -140,6 +140,7 @@ def clone(
       arcsup image clone windows.qcow2 windows-2.qcow2
     """
     from arcsup.vm.image_changes import clone_image
+    from arcsup.vm.image_files import create_folder_of
 
     users = find_users(session, **options)
     path = _find(users, source)
@@ -148,7 +149,7 @@ def clone(
         _refuse_running(users, path, disk_only=True)
     new = users.resolve(target)
     if new.is_relative_to(users.resolve(".")):
-        new.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_folder_of(new)
     with showing_progress(f"copying {source}") as report:
         if running is not None:
             _clone_in_qemu(session, running[0], path, new, report)

@@ -14,7 +14,7 @@ from attrs import frozen
 from arcsup.errors import Terminal
 from arcsup.model import Argv, Disk, DiskBus, DiskFormat, Vm
 from arcsup.vm.capabilities import Capabilities
-from arcsup.vm.image_files import has_qcow2_magic, part_of, publish
+from arcsup.vm.image_files import create_folder_of, has_qcow2_magic, part_of, publish
 from arcsup.vm.options import Slot, escape, on_off, pci_place
 from arcsup.vm.programs import last_words, run_program
 
@@ -187,7 +187,7 @@ def _overlay_options(disk: Disk, images: Path, what: str) -> Argv:
 def _make_folder(path: Path, images: Path) -> None:
     """Make the image's folder where it is arcsup's own; anybody else's must be there."""
     if path.is_relative_to(images):
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        create_folder_of(path)
 
 
 # --- the command line ---------------------------------------------------------------------------

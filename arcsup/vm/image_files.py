@@ -30,6 +30,15 @@ def has_iso_magic(image: IO[bytes]) -> bool:
     return image.read(len(ISO_MAGIC)) == ISO_MAGIC
 
 
+def create_folder_of(image: Path) -> None:
+    """Make the folders that are missing above an image: its QEMU, another user, can pass them."""
+    missing = [folder for folder in image.parents if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
+        # A umask takes that away from what mkdir gives.
+        folder.chmod(0o711)
+
+
 @contextmanager
 def telling(path: Path) -> Iterator[None]:
     """Turn what the system refuses in the block into NotPermitted or Terminal."""

@@ -221,6 +221,15 @@ def test_what_a_vm_may_not_have_is_refused_with_one_line(
     assert Path("/etc/shadow").stat().st_uid == 0
 
 
+def test_qemu_passes_the_folders_that_are_made_for_a_new_disk(daemon: Daemon) -> None:
+    daemon.drop("one", f"{TINY}disks: [{{path: guests/one/disk.qcow2, size: 1MiB}}]\n")
+
+    daemon.wait_for("one", "running")
+
+    folder = daemon.state / "images/guests"
+    assert folder.stat().st_mode & 0o777 == 0o711, "it may pass, and not look around"
+
+
 NOBODY = 65534
 AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--")
 
