@@ -26,6 +26,7 @@ from tests.lab.kernel import (
 )
 from tests.lab.outer import Outer
 from tests.lab.vms import lab_daemon
+from tests.lab.warm import WarmPrograms
 from tests.qemu.daemon import Daemon
 
 if "ARCSUP_LAB" not in os.environ:
@@ -64,10 +65,17 @@ def daemon_log(lab_output: Path) -> Path:
     return lab_output / "daemon.log"
 
 
+@pytest.fixture(scope="session")
+def warm_programs() -> Iterator[WarmPrograms]:
+    """The process that daemons are forked from."""
+    with WarmPrograms() as programs:
+        yield programs
+
+
 @pytest.fixture
-def daemon(daemon_log: Path) -> Iterator[Daemon]:
+def daemon(daemon_log: Path, warm_programs: WarmPrograms) -> Iterator[Daemon]:
     """A daemon of its own; its VMs go after the test, and no mediated device may be left."""
-    with lab_daemon(daemon_log) as daemon:
+    with lab_daemon(daemon_log, warm_programs) as daemon:
         yield daemon
     assert not mdevs()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from tests.lab.kernel import driver_of, mdevs, read, write
-from tests.lab.vms import TINY
+from tests.lab.kernel import driver_of, mdevs, read, types_of, write
+from tests.lab.vms import TINY, wait_until_it_waits
 from tests.qemu.daemon import Daemon
 
 Nvidia = Callable[..., Path]
@@ -75,8 +75,7 @@ def test_a_type_of_another_size_waits_says_why_and_starts_when_the_card_is_uncut
     daemon.drop("alike", asking_for("mdevType: NVIDIA L40S-2B"))
     daemon.drop("other", asking_for("minVRam: 4096"))
     assert daemon.wait_for("alike", "running")["gpus"][0]["type"] == "nvidia-1146"
-    waiting = daemon.wait_for("other", "waiting")
-    assert "gpus[0]" in waiting["reason"]
+    wait_until_it_waits(daemon, "other", "gpus[0]")
     assert sorted(in_use(vfs).values()) == ["1146", "1148"]
 
     stop(daemon, "one")
@@ -152,6 +151,7 @@ def test_a_vm_leaves_a_wedged_function_for_another(
     [
         ("same-type", "GRID P4-2Q", "GRID P4-2A"),
         ("same-size", "GRID P4-2A", "GRID P4-4Q"),
+        ("mixed", "GRID P4-4Q", "GRID P4-8Q"),
     ],
 )
 def test_nvidia_mdevs_share_a_card_as_its_driver_lets_them(
@@ -165,7 +165,7 @@ def test_nvidia_mdevs_share_a_card_as_its_driver_lets_them(
     daemon.drop("refused", asking_for(f"mdevType: {refused}"))
 
     daemon.wait_for("beside", "running")
-    assert "gpus[0]" in daemon.wait_for("refused", "waiting")["reason"]
+    wait_until_it_waits(daemon, "refused", "gpus[0]")
     assert kill_and_see_it_come_back(daemon, "one")["gpus"] == [gpu]
     assert len(mdevs()) == 2
 
@@ -173,3 +173,33 @@ def test_nvidia_mdevs_share_a_card_as_its_driver_lets_them(
     stop(daemon, "beside")
     assert daemon.wait_for("refused", "running")["restarts"] == 0
     assert len(mdevs()) == 1
+
+
+def test_a_gvtg_vgpu_lives_its_whole_life(gvtg: Path, daemon: Daemon) -> None:
+    daemon.drop("one", asking_for("mdevType: i915-GVTg_V5_8"))
+    [gpu] = daemon.wait_for("one", "running")["gpus"]
+    assert (gpu["parent"], gpu["vramMiB"]) == (gvtg.name, 384)
+    assert types_of(gvtg) == {"i915-GVTg_V5_4": 0, "i915-GVTg_V5_8": 1}
+    daemon.drop("large", asking_for("mdevType: i915-GVTg_V5_4"))
+    wait_until_it_waits(daemon, "large", "gpus[0]")
+    assert kill_and_see_it_come_back(daemon, "one")["gpus"] == [gpu]
+
+    stop(daemon, "one")
+
+    assert daemon.wait_for("large", "running")["gpus"][0]["vramMiB"] == 512
+
+
+def test_mdevs_on_an_old_kernels_vfs_are_one_to_a_vf(
+    vendor_vfs: VendorVfs, pf: Path, daemon: Daemon
+) -> None:
+    vfs = vendor_vfs(vf_interface="mdev")
+    for name in ("one", "two"):
+        daemon.drop(name, asking_for("mdevType: NVIDIA L40S-2Q"))
+    gpus = [daemon.wait_for(name, "running")["gpus"][0] for name in ("one", "two")]
+    parents = {gpu["parent"] for gpu in gpus}
+    assert len(parents) == 2
+    assert parents <= {vf.name for vf in vfs}
+    assert kill_and_see_it_come_back(daemon, "two")["gpus"] == gpus[1:]
+    for name in ("one", "two"):
+        stop(daemon, name)
+    assert not mdevs()

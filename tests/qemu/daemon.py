@@ -6,10 +6,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 from attrs import define, field
 
@@ -24,6 +24,17 @@ PATIENCE = 60.0
 """Seconds to wait for what takes one: the machine may be busy with other things."""
 
 
+class Process(Protocol):
+    """What is asked of the daemon's process."""
+
+    pid: int
+
+    def poll(self) -> int | None: ...
+    def wait(self, timeout: float) -> int: ...
+    def send_signal(self, sig: int) -> None: ...
+    def kill(self) -> None: ...
+
+
 @define
 class Daemon:
     """One set of directories, and the daemon process that uses them at the moment."""
@@ -32,7 +43,7 @@ class Daemon:
     options: tuple[str, ...] = ()
     program: tuple[str, ...] = (sys.executable, "-m", "arcsup")
     environment: dict[str, str] = field(factory=dict)
-    process: subprocess.Popen[bytes] | None = None
+    process: Process | None = None
     patience: float = PATIENCE
 
     def __attrs_post_init__(self) -> None:
@@ -61,18 +72,23 @@ class Daemon:
     def client(self) -> Client:
         return Client(self.run / "arcsup.sock")
 
-    def spawn(self) -> subprocess.Popen[bytes]:
+    def spawn(self) -> Process:
         """Start the daemon and do not wait for it."""
         places = ("--vms", self.vms, "--run", self.run, "--state", self.state)
+        arguments = ["daemon", *map(str, places), "--log-dir", str(self.log), *self.options]
         with open(self.top / "daemon.log", "ab") as output:
-            self.process = subprocess.Popen(
-                [*self.program, "daemon", *places, "--log-dir", self.log, *self.options],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
-                env={**os.environ, **self.environment},
-            )
+            self.process = self.open_process(arguments, output)
         return self.process
+
+    def open_process(self, arguments: Sequence[str], output: IO[bytes]) -> Process:
+        """Run the program; what it prints goes to a file."""
+        return subprocess.Popen(
+            [*self.program, *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env={**os.environ, **self.environment},
+        )
 
     def start(self) -> None:
         """Start the daemon and wait until it answers."""
