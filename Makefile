@@ -72,8 +72,8 @@ deb: setup ## Build a Debian package into dist/
 test-deb: deb ## Install, run, upgrade and remove it in a fresh Debian (SUITE=trixie)
 	@tests/packages/run $(if $(SUITE),$(SUITE),trixie)
 
-.PHONY: test-install
-test-install: deb ## Run contrib/install.sh and a user's own daemon in a fresh Debian (SUITE=trixie)
+.PHONY: test-script
+test-script: deb ## Run contrib/install.sh and a user's own daemon in a fresh Debian (SUITE=trixie)
 	@tests/packages/run-install-script $(if $(SUITE),$(SUITE),trixie)
 
 .PHONY: clean
