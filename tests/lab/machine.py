@@ -43,6 +43,9 @@ KERNEL_OPTIONS = [
     # TCG's CPUs share their time stamp counter. The HPET, which the kernel takes otherwise, costs
     # a device access for each look at the clock and doubles the time of everything.
     "tsc=reliable",
+    # On a busy host its first ticks come late, and the kernel panics: "timer doesn't work through
+    # Interrupt-remapped IO-APIC". A guest of KVM's does not look for them either.
+    "no_timer_check",
     # Each udev worker is a fork, and forks are dear under TCG; the default is 26 of them.
     "udev.children_max=3",
     # Loading kvm takes three seconds that few tests need: the fixture inner_kvm loads it.
@@ -130,8 +133,9 @@ def machine_options(system: System, kvm: bool) -> list[str]:
         "-device", "bochs-display,id=card0,bus=card0-port",
         "-device", "pcie-root-port,id=card1-port,bus=pcie.0,chassis=3,slot=3",
         "-device", "bochs-display,id=card1,bus=card1-port",
-        *(IGB if has_igb(system) else []),
         "-device", f"pcie-root-port,id=empty-port,bus=pcie.0,chassis=4,slot=4,{ROOM_FOR_A_DISPLAY}",
+        # Last, so that what is plugged has the same address where there is none.
+        *(IGB if has_igb(system) else []),
     ]  # fmt: skip
 
 
