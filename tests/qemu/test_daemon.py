@@ -1,5 +1,6 @@
 """The daemon itself: alone, adoptive, on speaking terms with systemd, and gone when told to."""
 
+import errno
 import json
 import os
 import signal
@@ -413,7 +414,9 @@ def raw_monitor(path: str) -> Iterator[Any]:
     """Speak QMP as qmp-shell does, without any of arcsup's code."""
     with closing(socket.socket(socket.AF_UNIX)) as client:
         client.settimeout(PATIENCE)
-        client.connect(path)
+        while client.connect_ex(path) == errno.ECONNREFUSED:
+            # It is bound, and QEMU does not listen yet.
+            time.sleep(0.01)
         lines = client.makefile("rb")
         assert "QMP" in json.loads(lines.readline())
 
@@ -450,15 +453,23 @@ def test_the_command_that_is_printed_runs_when_it_is_pasted(short_dir: Path, mor
 
     shell = subprocess.Popen(["sh", "-c", printed.stdout], stdin=subprocess.DEVNULL)
     monitor = short_dir / "run" / "one" / "monitor.sock"
-    with shell:
+    try:
         while not monitor.exists():
             assert shell.poll() is None, "the shell ended"
             time.sleep(0.01)
         with raw_monitor(str(monitor)) as ask:
             assert ask("query-status")["status"] == "running"
             ask("quit")
-    while find_processes_naming(short_dir):
-        time.sleep(0.01)
+        shell.wait(PATIENCE)
+        deadline = time.monotonic() + PATIENCE
+        while find_processes_naming(short_dir):
+            assert time.monotonic() < deadline, "its helpers outlive QEMU"
+            time.sleep(0.01)
+    finally:
+        for pid in find_processes_naming(short_dir):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        shell.wait(PATIENCE)
 
 
 def test_the_command_that_is_printed_has_the_folders_of_the_daemon_that_runs(
