@@ -2,7 +2,7 @@
 # A Debian suite of its own in CACHE/root: its kernel, its QEMU (outside and inside), its Python.
 # Sourced by run after prepare.sh, which says what is set.
 
-readonly suite_packages=ca-certificates,kmod,udev,busybox-static,gcc,make,python3,qemu-system-x86,qemu-utils,iproute2
+readonly suite_packages=ca-certificates,kmod,udev,busybox-static,gcc,make,python3,qemu-system-x86,qemu-system-modules-spice,qemu-utils,iproute2,swtpm
 
 make_system() {
     need_packages mmdebstrap:mmdebstrap
@@ -15,7 +15,21 @@ make_system() {
         "$suite" "$sysroot" http://deb.debian.org/debian
     # It leaves no lists of packages behind.
     in_sysroot apt-get update -qq
-    touch "$sysroot/.complete"
+    echo "$suite_packages" >"$sysroot/.complete"
+}
+
+# What this checkout asks for beyond those that the system was made for.
+add_packages() {
+    say "adding packages to the Debian $suite in the cache"
+    in_sysroot apt-get update -qq
+    in_sysroot env DEBIAN_FRONTEND=noninteractive apt-get install --yes -qq \
+        --no-install-recommends ${suite_packages//,/ } >/dev/null
+    echo "$suite_packages" >"$sysroot/.complete"
+}
+
+# Whether the system in CACHE has what this checkout asks for; only looks.
+has_packages() {
+    [[ -e $sysroot/.complete && $(<"$sysroot/.complete") == "$suite_packages" ]]
 }
 
 # What the checkout needs of Python's packages, for the suite's Python, by the host's pip.
@@ -47,7 +61,7 @@ make_qemu_wrapper() {
 
 # Whether CACHE has a system for this checkout; only looks.
 system_is_ready() {
-    [[ -e $sysroot/.complete && -d $sysroot$top && -x $cache/qemu-system-x86_64 ]] &&
+    has_packages && [[ -d $sysroot$top && -x $cache/qemu-system-x86_64 ]] &&
         cmp -s "$top/pyproject.toml" "$sysroot/opt/arcsup/.pyproject.toml"
 }
 
@@ -78,6 +92,7 @@ need_suite() {
     fi
     if ! system_is_ready; then
         [[ -e $sysroot/.complete ]] || make_system
+        has_packages || add_packages
         make_qemu_wrapper
         install_python_packages
         cp "$top/pyproject.toml" "$sysroot/opt/arcsup/.pyproject.toml"

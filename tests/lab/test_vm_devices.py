@@ -25,10 +25,9 @@ def test_a_vm_gets_its_mdev_keeps_it_over_a_crash_and_gives_it_back(daemon: Daem
     assert "sysfsdev" in str(daemon.client.post("/v1/vms/one/qmp", asked))
 
     os.kill(status["pid"], signal.SIGKILL)
-    daemon.until(lambda: daemon.status("one")["restarts"] == 1, "the crash is seen")
-    again = daemon.wait_for("one", "running")
+    again = daemon.wait_for_another_qemu("one", status["pid"])
 
-    assert again["gpus"] == [gpu]
+    assert (again["gpus"], again["restarts"]) == ([gpu], 1)
     assert mdevs() == {gpu["id"]}
     daemon.call("kill", "one", wait="240")
     daemon.until(lambda: not daemon.records()["one"]["slices"], "the mdev is given back")

@@ -54,8 +54,7 @@ def test_a_vm_waits_for_virtual_functions_gets_one_when_configured_and_gives_it_
 
     status = daemon.status("one")
     os.kill(status["pid"], signal.SIGKILL)
-    daemon.until(lambda: daemon.status("one")["restarts"] > status["restarts"], "the crash")
-    assert daemon.wait_for("one", "running")["gpus"] == [gpu]
+    assert daemon.wait_for_another_qemu("one", status["pid"])["gpus"] == [gpu]
     configure(daemon, f"{{match: '{pf.name}', vfs: leave}}")
     daemon.call("kill", "one", wait="240")
     daemon.until(lambda: not daemon.records()["one"]["slices"], "it is given back")

@@ -31,8 +31,7 @@ def in_use(vfs: list[Path]) -> dict[str, str]:
 def kill_and_see_it_come_back(daemon: Daemon, name: str) -> dict[str, Any]:
     status = daemon.status(name)
     os.kill(status["pid"], signal.SIGKILL)
-    daemon.until(lambda: daemon.status(name)["restarts"] > status["restarts"], "the crash is seen")
-    return daemon.wait_for(name, "running")
+    return daemon.wait_for_another_qemu(name, status["pid"])
 
 
 def stop(daemon: Daemon, name: str) -> None:

@@ -146,6 +146,20 @@ class Daemon:
         self.until(lambda: self.state_of(name) in states, f"{name} is {' or '.join(states)}")
         return {} if self.state_of(name) == "gone" else self.status(name)
 
+    def wait_for_another_qemu(self, name: str, pid: int) -> dict[str, Any]:
+        """Wait until a VM runs by another QEMU than that of ``pid``; return its status.
+
+        The crash is in the record, and counted, a moment before the state tells of it.
+        """
+        found: dict[str, Any] = {}
+
+        def runs() -> bool:
+            found.update(self.status(name))
+            return found["state"] == "running" and found["pid"] not in (pid, None)
+
+        self.until(runs, f"{name} is running again")
+        return found
+
     def wait_for_event(self, name: str, kind: str) -> dict[str, Any]:
         """Wait until an event of a kind was told of a VM; return the newest."""
         found: list[dict[str, Any]] = []
