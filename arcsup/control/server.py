@@ -26,6 +26,10 @@ logger = logging.getLogger(__name__)
 SOCKET_MODE = 0o660
 BACKLOG = 128
 
+REQUEST_TIME = 30.0
+"""Seconds within which a client has asked, or asks again. hypercorn's own five can pass before a
+daemon that gets no CPU has read what is there."""
+
 GRACE = 0.4
 """Seconds that requests under way get to end when the daemon ends."""
 
@@ -156,6 +160,7 @@ def _configure(descriptor: int) -> Config:
     config.errorlog = http_logger
     config.accesslog = None
     config.graceful_timeout = GRACE
+    config.keep_alive_timeout = REQUEST_TIME
     config.include_server_header = False
     return config
 
