@@ -289,8 +289,8 @@ class Soak:
         self.daemon.until(lambda: not self.daemon.client.get("/v1/vms"), "every VM is gone")
         assert mdevs() == set(self.foreign)
         assert not self.daemon.records()
-        assert self.daemon.process is not None
-        assert set(find_processes_naming(self.daemon.top)) == {self.daemon.process.pid}
+        # The daemon itself was forked from a program that knew nothing of its folders.
+        assert not find_processes_naming(self.daemon.top)
         assert find_sockets(self.daemon.run) == self.sockets
         assert not [path for path in self.daemon.run.rglob("*") if path.name in NAMES]
         if self.is_plugged:
