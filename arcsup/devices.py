@@ -120,7 +120,8 @@ class Card:
     ``address`` is a PCI address, or the device's name where it is no PCI. ``vendor``, ``device``
     and ``subsystem`` are four lower-case hex digits ("" for no PCI; ``subsystem`` is
     ``vendor:device``), ``pci_class`` six. ``subsystem_name`` tells boards with one chip apart.
-    ``vfs_total`` is 0 for a card without SR-IOV. ``why`` says why a card is not ``usable``, or
+    ``vfs_total`` is 0 for a card without SR-IOV; ``vf_type`` is what its driver calls its VFs, ""
+    where it has no name for them. ``why`` says why a card is not ``usable``, or
     what is odd about one that is ("" when nothing is).
     """
 
@@ -138,6 +139,7 @@ class Card:
     backends: tuple[Backend, ...] = ()
     vfs_total: int = 0
     vfs: tuple[Function, ...] = ()
+    vf_type: str = ""
     companions: tuple[Function, ...] = ()
     reset_methods: tuple[str, ...] = ()
     boot_vga: bool = False

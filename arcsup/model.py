@@ -180,6 +180,7 @@ class GpuRequest:
     max_vram_mib: MiB | None = None
     suffix: str = ""
     mdev_type: str = ""
+    acceptable_types: tuple[str, ...] = ()
     display: bool = False
     parent: PciAddress | None = None
     address: PciAddress | None = None

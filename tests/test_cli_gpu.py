@@ -81,7 +81,7 @@ def test_the_list_has_every_key_of_the_contract(alone: Cli, sysfs: str) -> None:
         *("address", "vendor", "device", "subsystem", "name", "class", "driver", "numaNode"),
         *("iommuGroup", "backends", "vfs", "types", "slices", "usable", "why"),
     }
-    assert first["vfs"] == {"total": 0, "enabled": 0, "functions": []}
+    assert first["vfs"] == {"total": 0, "enabled": 0, "type": "", "functions": []}
     assert second["types"][0] == {
         "id": "mbochs-large",
         "name": "mbochs-large",

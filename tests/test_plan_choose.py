@@ -276,6 +276,16 @@ def test_a_vf_is_chosen_by_its_video_memory_where_the_card_tells_it() -> None:
     assert "more video memory than maxVRam 512 MiB" in str(refused(many[A, 0]))
 
 
+def test_a_vf_is_chosen_by_what_its_driver_calls_it() -> None:
+    cards = (sriov(), evolve(sriov(SECOND), vf_type="S7150"))
+    request = GpuRequest(kind=GpuKind.VF, acceptable_types=("S7100X", "S7150"))
+
+    choice = chosen(choose(cards, vm(A, request))[A, 0])
+    assert (choice.card, choice.type_name) == (SECOND, "S7150")
+    other = choose(cards, vm(A, evolve(request, acceptable_types=("S7100X",))))
+    assert "of no type asked for (acceptableTypes S7100X)" in str(refused(other[A, 0]))
+
+
 @pytest.mark.parametrize("sizes", [(None, None), (2048, 4096)])
 def test_a_vf_whose_video_memory_is_not_known_is_within_no_limits(
     sizes: tuple[int | None, int | None],

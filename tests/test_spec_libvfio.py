@@ -98,7 +98,7 @@ def test_every_key_is_read_into_the_same_model_as_a_native_file() -> None:
             suffix="Q",
             parent=PciAddress("0000:41:00.0"),
         ),
-        GpuRequest(GpuKind.VF, vendor="1002"),
+        GpuRequest(GpuKind.VF, vendor="1002", acceptable_types=("S7150",), min_vram_mib=MiB(512)),
         GpuRequest(GpuKind.PASSTHROUGH, address=PciAddress("0000:42:00.0")),
     )
     assert found.networks[0].forwards == (
@@ -126,7 +126,7 @@ def test_what_is_otherwise_than_it_was_is_said_once_each() -> None:
     assert sorted(paths) == sorted(
         [
             *("is started by `arcsup start` only, as arcd did (autostart", "connectivity"),
-            *("gpus[1].acceptableTypes", "gpus[1].minVRam", "nographics", "vncPort", "shareddir"),
+            *("nographics", "vncPort", "shareddir"),
             *("startupCommands[0].list[0]", "startupCommands[0].is_root", "installCommands"),
             *("commands[3]", "startintro"),
             *("installOs", "sudo", "blacklistedPci[0]", "qemu.args"),
@@ -156,12 +156,27 @@ def test_a_file_of_the_first_version_is_read() -> None:
             GpuRequest(GpuKind.PASSTHROUGH, address=PciAddress("0000:41:00.0")),
         ),
         (("gpuType: sriovdev", "acceptableTypes: []"), GpuRequest(GpuKind.VF, vendor="1002")),
+        (
+            ("maxVRam: -1", "minVRam: 1000", "gpuType: sriovdev", "acceptableTypes: [S7150, V]"),
+            GpuRequest(
+                GpuKind.VF,
+                vendor="1002",
+                acceptable_types=("S7150", "V"),
+                min_vram_mib=MiB(1000),
+            ),
+        ),
     ],
 )
 def test_a_gpu_is_asked_for_as_arcd_looked_for_it(
     keys: tuple[str, ...], expected: GpuRequest
 ) -> None:
     assert gpu(*keys) == expected
+
+
+def test_limits_beside_an_address_are_not_looked_at_and_that_is_said() -> None:
+    text = LEAST + "gpus: [{gpuType: passthrough, bdf: 41:00.0, maxVRam: 9}]"
+
+    assert any("gpus[0].maxVRam: is not looked at" in told for told in parse(text).warnings)
 
 
 def test_a_gpu_may_be_one_map_too() -> None:

@@ -162,7 +162,15 @@ GPUS = st.builds(
 )
 
 
-@given(GPUS)
+VFS = st.builds(
+    model.GpuRequest,
+    kind=st.just(model.GpuKind.VF),
+    acceptable_types=st.lists(TEXT.filter(bool), max_size=4).map(tuple),
+    max_vram_mib=st.none() | SIZES,
+)
+
+
+@given(GPUS | VFS)
 @settings(deadline=None)
 def test_every_request_for_a_host_gpu_is_read_back(gpu: model.GpuRequest) -> None:
     text = yaml.safe_dump(GPU.write(gpu), allow_unicode=True)

@@ -99,7 +99,9 @@ def _describe(card: GpuJson) -> list[tuple[str, str]]:
     lines = [(label, text) for label, text in lines if text]
     lines += _describe_group(card)
     if card["vfs"]["total"]:
-        lines.append(("VFs", f"{card['vfs']['enabled']} of {card['vfs']['total']}"))
+        kind = card["vfs"].get("type", "")
+        number = f"{card['vfs']['enabled']} of {card['vfs']['total']}"
+        lines.append(("VFs", f"{number}, {kind}" if kind else number))
     lines += _label("", [_describe_function(vf) for vf in card["vfs"].get("functions", ())])
     lines += _label("Companions", [_describe_function(each) for each in card.get("companions", ())])
     lines += _label("Types", [_describe_type(kind) for kind in card["types"]])

@@ -78,6 +78,7 @@ def view_card(card: Card) -> GpuJson:
         "vfs": {
             "total": card.vfs_total,
             "enabled": len(card.vfs),
+            "type": card.vf_type,
             "functions": [_view_function(function) for function in card.vfs],
         },
         "companions": [_view_function(function) for function in card.companions],

@@ -160,6 +160,7 @@ def _to_card(data: GpuJson, where: str) -> Card:
         backends=backends,
         vfs_total=data["vfs"]["total"],
         vfs=tuple(_to_function(function) for function in data["vfs"].get("functions", ())),
+        vf_type=data["vfs"].get("type", ""),
         companions=tuple(_to_function(function) for function in data.get("companions", ())),
         reset_methods=tuple(data.get("resetMethods", ())),
         boot_vga=data.get("bootVga", False),

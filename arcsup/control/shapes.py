@@ -266,10 +266,14 @@ class GroupJson(TypedDict):
 
 
 class VfsJson(TypedDict):
-    """A card's virtual functions: how many it can have, and those that are there."""
+    """A card's virtual functions: how many it can have, and those that are there.
+
+    ``type`` is what its driver calls them, "" where it has no name for them.
+    """
 
     total: int
     enabled: int
+    type: NotRequired[str]
     functions: NotRequired[list[FunctionJson]]
 
 

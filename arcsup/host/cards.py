@@ -7,6 +7,7 @@ from attrs import define, evolve, field, frozen
 
 from arcsup.devices import Backend, Card, Function, IommuGroup, Slice, SliceType
 from arcsup.host.display import find_console, observe_display
+from arcsup.host.gim import GimVf, observe_gim_vfs
 from arcsup.host.iommu import IommuGroups, is_vfio_driver
 from arcsup.host.mdev_types import Mdev, Offer, observe_mdevs, observe_offer
 from arcsup.host.surroundings import Surroundings
@@ -95,7 +96,8 @@ def observe_function(look: Look, address: str) -> Card:
     sysfs, path = look.sysfs, f"{PCI}/{address}"
     faults_before = len(sysfs.faults)
     vf_addresses = _find_vfs(sysfs, path)
-    shares = _observe_shares(sysfs, path)
+    gim = observe_gim_vfs(sysfs, path)
+    shares = _observe_quotas(sysfs, path) | {vf.address: vf.vram_mib for vf in gim}
     parents = [_observe_parent(look, path, address)]
     parents += [_observe_parent(look, f"{PCI}/{vf}", vf) for vf in vf_addresses]
     types = tuple(kind for parent in parents for kind in parent.types)
@@ -123,6 +125,7 @@ def observe_function(look: Look, address: str) -> Card:
         backends=_find_backends(parents, driver, total, is_gpu=is_gpu_class(pci_class)),
         vfs_total=total,
         vfs=tuple(_observe_vf(look, vf, shares.get(vf)) for vf in vf_addresses),
+        vf_type=_common_type(gim),
         companions=companions,
         reset_methods=tuple((sysfs.text(f"{path}/reset_method") or "").split()),
         boot_vga=sysfs.text(f"{path}/boot_vga") == "1",
@@ -194,13 +197,18 @@ def _find_vfs(sysfs: Sysfs, path: str) -> list[str]:
     return vfs
 
 
-def _observe_shares(sysfs: Sysfs, path: str) -> dict[str, MiB]:
-    """Return the video memory of VFs by address, where the driver tells it.
+def _common_type(vfs: Iterable[GimVf]) -> str:
+    types = {vf.type for vf in vfs}
+    return types.pop() if len(types) == 1 else ""
+
+
+def _observe_quotas(sysfs: Sysfs, path: str) -> dict[str, MiB | None]:
+    """Return the video memory of VFs by address, where Intel's xe tells it.
 
     Source: Documentation/ABI/testing/sysfs-driver-intel-xe-sriov, vram_quota in bytes; its VFs are
     numbered from 1.
     """
-    shares: dict[str, MiB] = {}
+    shares: dict[str, MiB | None] = {}
     if not sysfs.is_folder(f"{path}/sriov_admin"):
         return shares
     for match in map(_VIRTFN.fullmatch, sysfs.names(path)):
@@ -282,7 +290,7 @@ def _observe_slices(
     parents: Sequence[_Parent],
     driver: str,
     model: str,
-    shares: Mapping[str, MiB],
+    shares: Mapping[str, MiB | None],
 ) -> Iterable[Slice]:
     sizes = look.around.sizes
     for parent in parents:

@@ -86,7 +86,7 @@ def vram_of_vfs(card: Card) -> MiB | None:
 def function_offer(card: Card, backend: Backend) -> Offer:
     """Return the offer that a card's VFs are, or the card itself."""
     is_vf = backend is Backend.SRIOV
-    known = (VF, "a virtual function") if is_vf else (WHOLE, "the whole card")
+    known = (VF, card.vf_type or "a virtual function") if is_vf else (WHOLE, "the whole card")
     vram = vram_of_vfs(card) if is_vf else None
     return Offer(backend, card.vendor, card.device, *known, vram, "vfio-pci", share=known[0])
 
@@ -105,6 +105,8 @@ def mismatch(request: GpuRequest, offer: Offer) -> str:
         if request.mdev_type in (offer.id, offer.name):
             return ""
         return f"not the type asked for (mdevType {request.mdev_type})"
+    if request.acceptable_types and offer.name not in request.acceptable_types:
+        return f"of no type asked for (acceptableTypes {', '.join(request.acceptable_types)})"
     low, high = request.min_vram_mib, request.max_vram_mib
     if offer.vram_mib is None:
         if low is not None or high is not None:

@@ -149,39 +149,44 @@ class _Translation:
             self.draft.keys["gpus"] = self.source.at("gpus", gpus)
 
     def _translate_gpu(self, gpu: Gpu, path: str) -> Keys:
-        made = self.source.at(f"{path}.gpuType", _KINDS[gpu.gpu_type])
-        keys: Keys = {"kind": made}
+        keys: Keys = {"kind": self.source.at(f"{path}.gpuType", _KINDS[gpu.gpu_type])}
         if gpu.gpu_type is GpuType.PASSTHROUGH:
-            keys["address"] = self.source.at(f"{path}.bdf", gpu.bdf or "")
-        elif gpu.gpu_type is GpuType.SRIOV:
-            keys["vendor"] = "amd"
-            if gpu.acceptable_types:
-                names = ", ".join(gpu.acceptable_types)
-                self._note(
-                    f"{path}.acceptableTypes",
-                    f"{names}: is not looked at, a virtual "
-                    "function of any AMD card is taken; `parent` names a card",
-                )
-        if gpu.gpu_type is not GpuType.MDEV:
             for key in ("minVRam", "maxVRam"):
                 if self.source.says(f"{path}.{key}"):
-                    self._note(
-                        f"{path}.{key}",
-                        "is not looked at: nothing tells the video memory "
-                        f"of a device of this kind (kind: {made.value})",
-                    )
-            return keys
-        least, most = NEW_GPU_MIB if not gpu.mdev_type else (None, None)
-        least = least if gpu.min_vram is None else gpu.min_vram
-        most = most if gpu.max_vram is None else gpu.max_vram
-        keys["minVRam"] = self.source.at(f"{path}.minVRam", least) if least and least > 0 else None
-        keys["maxVRam"] = self.source.at(f"{path}.maxVRam", most) if most and most > 0 else None
-        keys["suffix"] = self.source.at(f"{path}.suffix", gpu.suffix) if gpu.suffix else None
-        keys["mdevType"] = (
-            self.source.at(f"{path}.mdevType", gpu.mdev_type) if gpu.mdev_type else None
-        )
-        port = gpu.parent_port
-        keys["parent"] = self.source.at(f"{path}.parentPort", port) if port is not None else None
+                    self._note(f"{path}.{key}", "is not looked at: `bdf` names the device")
+            return keys | {"address": self.source.at(f"{path}.bdf", gpu.bdf or "")}
+        keys |= self._translate_limits(gpu, path)
+        if gpu.gpu_type is GpuType.SRIOV:
+            return keys | self._translate_types(gpu, path)
+        told = {"suffix": gpu.suffix, "mdevType": gpu.mdev_type}
+        keys |= {key: self.source.at(f"{path}.{key}", text) for key, text in told.items() if text}
+        if gpu.parent_port is not None:
+            keys["parent"] = self.source.at(f"{path}.parentPort", gpu.parent_port)
+        return keys
+
+    def _translate_limits(self, gpu: Gpu, path: str) -> Keys:
+        """Return the limits of video memory: what is said, and arcd's own for a new vGPU."""
+        by_size = gpu.gpu_type is GpuType.MDEV and not gpu.mdev_type
+        least, most = NEW_GPU_MIB if by_size else (None, None)
+        limits = {
+            "minVRam": least if gpu.min_vram is None else gpu.min_vram,
+            "maxVRam": most if gpu.max_vram is None else gpu.max_vram,
+        }
+        return {
+            key: self.source.at(f"{path}.{key}", limit)
+            for key, limit in limits.items()
+            if limit is not None and limit > 0
+        }
+
+    def _translate_types(self, gpu: Gpu, path: str) -> Keys:
+        keys: Keys = {"vendor": "amd"}
+        if gpu.acceptable_types:
+            place = f"{path}.acceptableTypes"
+            types: list[Value] = [
+                self.source.at(f"{place}[{number}]", name)
+                for number, name in enumerate(gpu.acceptable_types)
+            ]
+            keys["acceptableTypes"] = self.source.at(place, types)
         return keys
 
     def _translate_networks(self) -> None:

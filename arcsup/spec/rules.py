@@ -83,6 +83,8 @@ def _check_gpu_kind(gpu: GpuRequest) -> Findings:
             for key, value in vgpu_only.items()
             if value
         )
+    if gpu.acceptable_types and gpu.kind is not GpuKind.VF:
+        yield "acceptableTypes", f"is for `kind: vf` only, this is {gpu.kind}"
     if gpu.kind is GpuKind.VIRTIO:
         host_only = {
             "parent": gpu.parent,

@@ -121,6 +121,11 @@ GPU = Struct(
             Text("an mdev type", least=0, most=128),
             "vgpu: type id (`nvidia-64`) or name (`GRID P4-2Q`)",
         ),
+        Key(
+            "acceptableTypes",
+            Items(Text("a type", most=64)),
+            "vf: what AMD's GIM calls the functions that will do (`S7150`); any by default",
+        ),
         Key("display", FLAG, "vgpu: show its picture (off, on)"),
         Key("parent", PCI_TOKEN, "PCI address of the card that is to provide it"),
         Key("address", PCI_TOKEN, "PCI address of the very function to use"),
