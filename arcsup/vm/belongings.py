@@ -5,10 +5,9 @@ become that user's (``loans``), after the record has said so.
 """
 
 import os
-import shutil
 import stat
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -27,6 +26,7 @@ from arcsup.vm.disks import resolve_image
 from arcsup.vm.loans import Access, Loan, Terms, WantedFile, find_loans, lend, put_back
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.private_tmp import FOLDERS, needs_host_tmp
+from arcsup.vm.removal import remove_trees
 from arcsup.vm.resources import Needs
 from arcsup.vm.shares import check_share
 from arcsup.vm.tpm import TPM_LOG, tpm_folder
@@ -41,16 +41,16 @@ def choose_account(vm: ManagedVm, workshop: Workshop) -> Account | None:
     return workshop.accounts.choose(vm.name, taken)
 
 
-def create_qemu_folder(places: Places, name: VmName) -> None:
+async def create_qemu_folder(places: Places, name: VmName) -> None:
     """Make the folder in which QEMU binds and finds sockets anew, root's until it is given away.
 
     What a QEMU that is gone left there is not trusted: names of ours may be links by now.
+    Raises Transient.
     """
     folder = places.qemu_run_of(name)
     folder.parent.mkdir(mode=0o711, exist_ok=True)
     folder.parent.chmod(0o711)
-    with suppress(FileNotFoundError):
-        shutil.rmtree(folder)
+    await remove_trees(folder)
     folder.mkdir(mode=0o700)
 
 

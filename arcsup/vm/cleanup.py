@@ -4,8 +4,6 @@ Everything here may be done twice: a daemon that was killed half way leaves the 
 """
 
 import logging
-import shutil
-from contextlib import suppress
 
 import trio
 
@@ -13,6 +11,7 @@ from arcsup.model import VmName
 from arcsup.places import Places
 from arcsup.vm.process import Process, end_process
 from arcsup.vm.record import Launch
+from arcsup.vm.removal import remove_trees
 
 logger = logging.getLogger(__name__)
 
@@ -41,12 +40,5 @@ async def _end_helper(role: str, process: Process) -> None:
 
 
 async def remove_runtime_folders(places: Places, name: VmName) -> None:
-    """Remove a VM's sockets and lock; nothing happens when they are gone already."""
-
-    def remove() -> None:
-        for folder in {places.qemu_run_of(name), places.run_of(name)}:
-            with suppress(FileNotFoundError):
-                # It follows no links, whoever puts one there meanwhile (shutil's documentation).
-                shutil.rmtree(folder)
-
-    await trio.to_thread.run_sync(remove)
+    """Remove a VM's sockets and lock; nothing happens when they are gone already. Transient."""
+    await remove_trees(places.qemu_run_of(name), places.run_of(name))

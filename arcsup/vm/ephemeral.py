@@ -5,9 +5,7 @@ overlay committed to the image when QEMU has ended: into a finished copy that ta
 """
 
 import os
-import shutil
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -23,6 +21,7 @@ from arcsup.vm.image_changes import check_committable, commit_image, find_base
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.qemu_img import change_image
 from arcsup.vm.record import Failure
+from arcsup.vm.removal import remove_trees
 
 
 def with_overlays(vm: Vm, places: Places) -> Vm:
@@ -64,12 +63,7 @@ async def create_overlays(vm: Vm, places: Places) -> None:
 
 async def remove_overlays(name: VmName, places: Places) -> None:
     """Throw away what a VM has written to its ephemeral disks. May be done twice."""
-
-    def remove() -> None:
-        with suppress(FileNotFoundError):
-            shutil.rmtree(places.overlays_of(name))
-
-    await trio.to_thread.run_sync(remove)
+    await remove_trees(places.overlays_of(name))
 
 
 def _pairs(vm: Vm, places: Places) -> Iterator[tuple[Disk, Disk]]:

@@ -87,7 +87,7 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     with ExitStack() as opened:
         held = [opened.enter_context(_locked(places.run_of(vm.name)))]
         if account is not None:
-            create_qemu_folder(places, vm.name)
+            await create_qemu_folder(places, vm.name)
 
         def open_socket(path: Path) -> Listener:
             listener = listen_unix(path)
