@@ -24,6 +24,11 @@ def test_no_file_means_the_defaults(tmp_path: Path) -> None:
     assert load_config(tmp_path / "arcsup.yaml") == Config()
 
 
+@pytest.mark.parametrize("text", ["", "# vmDir: /srv/vms\n", "---\n"])
+def test_a_file_in_which_all_is_commented_out_means_the_defaults(text: str) -> None:
+    assert read_config(text, Path("arcsup.yaml")) == Config()
+
+
 def test_every_key_is_read(tmp_path: Path) -> None:
     file = tmp_path / "arcsup.yaml"
     file.write_text(

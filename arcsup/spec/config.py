@@ -248,9 +248,12 @@ CONFIG = Struct(
 
 
 def read_config(source: str | bytes, file: Path) -> Config:
-    """Return the configuration that a file's text holds. Raises SpecError with all faults."""
+    """Return the configuration that a file's text holds. Raises SpecError with all faults.
+
+    A file in which everything is commented out is as good as none.
+    """
     try:
-        return CONFIG.read(compose(source), "")
+        return CONFIG.read(compose(source, may_be_empty=True), "")
     except Problems as found:
         raise error_of(place(found.problems, file)) from None
 

@@ -87,9 +87,10 @@ class _Open:
     children: list[Node] = field(factory=list)
 
 
-def compose(source: str | bytes) -> Mapping:
+def compose(source: str | bytes, *, may_be_empty: bool = False) -> Mapping:
     """Return the map that a file's text holds. Raises Problems with the first thing wrong.
 
+    Most often a file without keys is one that is just being written, and no wish for defaults.
     LibVF.IO's tags are taken in a file that is tagged as one as a whole, and nowhere else.
     """
     text = decode(source)
@@ -101,6 +102,8 @@ def compose(source: str | bytes) -> Mapping:
     except yaml.YAMLError as error:
         raise Problems.whole(f"no YAML: {error}") from None
     if root is None or (isinstance(root, Scalar) and root.type == "null"):
+        if may_be_empty:
+            return Mapping(Mark(1, 1), (), 0)
         raise Problems.whole("the file is empty, expected a map of keys and values")
     if not isinstance(root, Mapping):
         raise Problems.one(root.mark, "", f"expected a map of keys and values, got {tell(root)}")
