@@ -10,8 +10,9 @@ from pathlib import Path
 import pycdlib
 import pytest
 
+from arcsup.guest_tools import catalog as catalog_module
 from arcsup.guest_tools import iso as iso_module
-from arcsup.guest_tools.catalog import find_installers, read_catalog
+from arcsup.guest_tools.catalog import Tool, Verdict, find_installers, read_catalog
 from tests.cli_runner import Cli, Result
 from tests.fake_supervisor import FakeSupervisor
 
@@ -65,10 +66,13 @@ def tools(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Tools:
     return Tools(tmp_path, capsys)
 
 
-def test_the_catalogue_has_no_checksum_that_its_publisher_did_not_give() -> None:
+def test_the_catalogue_has_a_version_for_each_checksum() -> None:
     catalog = read_catalog()
 
-    assert {tool.checksum for tool in catalog} == {None}
+    checksums = [tool.checksum for tool in catalog if tool.checksum is not None]
+    assert len(checksums) == 4
+    assert all(len(bytes.fromhex(checksum)) == 32 for checksum in checksums)
+    assert all(tool.version for tool in catalog if tool.checksum)
     assert all(tool.url.startswith("https://") for tool in catalog)
     assert [tool.name for tool in catalog if not tool.optional] == [
         "virtio-win-guest-tools",
@@ -107,11 +111,42 @@ def test_checksums_beside_the_installers_are_checked(tools: Tools) -> None:
     assert not tools.iso.exists()
 
 
+CONTENT = b"as its publisher made it"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("Scream4.0.zip", CONTENT, Verdict.VERIFIED),
+        ("anything-Scream.zip", CONTENT, Verdict.MISSING),
+        ("Scream4.0.zip", b"something else", Verdict.WRONG),
+        ("Scream4.1.zip", b"something newer", Verdict.UNVERIFIED),
+        ("Scream4.0.exe", b"somebody's own name for it", Verdict.UNVERIFIED),
+    ],
+)
+def test_a_file_that_claims_to_be_of_a_known_version_has_its_checksum(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: bytes, expected: Verdict
+) -> None:
+    scream = Tool(
+        "scream",
+        "",
+        ("Scream*.zip", "Scream*.exe"),
+        "",
+        "",
+        "4.0",
+        hashlib.sha256(CONTENT).hexdigest(),
+    )
+    monkeypatch.setattr(catalog_module, "read_catalog", lambda: (scream,))
+    (tmp_path / name).write_bytes(content)
+
+    assert [it.verdict for it in find_installers(tmp_path)] == [expected]
+
+
 def test_the_iso_has_what_was_there_and_the_scripts(tools: Tools) -> None:
     tools.put("virtio-win-guest-tools-0.1.2.exe", b"virtio")
     tools.put("looking-glass-host-setup-B7.exe", b"looking glass")
     tools.put_zip(
-        "Scream4.0.zip",
+        "Scream3.8.zip",
         {
             "Install/driver/x64/Scream.inf": b"inf",
             "Install/helpers/devcon-x64.exe": b"devcon",
@@ -126,7 +161,7 @@ def test_the_iso_has_what_was_there_and_the_scripts(tools: Tools) -> None:
     built = tools("build")
 
     assert (built.code, built.out) == (0, f"{tools.iso}\n")
-    assert "unverified, nobody told its checksum" in built.err
+    assert "unverified, nobody told the checksum of this version" in built.err
     found = tools.read()
     assert {path: found[path] for path in found if path.startswith("/tools")} == {
         "/tools/virtio/virtio-win-guest-tools-0.1.2.exe": b"virtio",
@@ -165,10 +200,10 @@ def test_a_new_iso_takes_the_place_of_the_old_one_whole(tools: Tools) -> None:
 
 
 def test_archives_that_cannot_be_used_are_named(tools: Tools) -> None:
-    tools.put("Scream4.0.zip", b"no archive")
-    assert "Scream4.0.zip" in tools("build").err
-    (tools.folder / "Scream4.0.zip").unlink()
-    tools.put_zip("looking-glass-host-B7.zip", {"readme": b""})
+    tools.put("Scream3.8.zip", b"no archive")
+    assert "Scream3.8.zip" in tools("build").err
+    (tools.folder / "Scream3.8.zip").unlink()
+    tools.put_zip("looking-glass-host-B6.zip", {"readme": b""})
     result = tools("build")
     assert (result.code, "is it the right archive" in result.err) == (1, True)
     assert not tools.iso.exists()

@@ -62,8 +62,8 @@ def list_(
 ) -> int:
     """Say which installers are there, and where the missing ones are to be had.
 
-    An installer is `verified` where its publisher's checksum is known and right, `unverified`
-    where nobody told one.
+    An installer is `verified` where its checksum is known and right, `unverified` where nobody
+    told one for this version of it.
 
     \b
     Example:
@@ -127,7 +127,10 @@ def _tell(installer: "Installer") -> None:
     """Say what is not as one would wish, on stderr."""
     tool = installer.tool
     if installer.file is not None and installer.verdict == "unverified":
-        print(f"{installer.file}: unverified, nobody told its checksum", file=sys.stderr)
+        print(
+            f"{installer.file}: unverified, nobody told the checksum of this version",
+            file=sys.stderr,
+        )
     elif installer.file is None and not tool.optional:
         print(f"left out: {tool.name} ({tool.purpose}): {tool.url}", file=sys.stderr)
 

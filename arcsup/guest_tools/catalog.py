@@ -40,7 +40,7 @@ class Tool:
 
 
 class Verdict(StrEnum):
-    """What is known of a file. UNVERIFIED: nobody told its checksum."""
+    """What is known of a file. UNVERIFIED: nobody told the checksum of this version of it."""
 
     MISSING = "missing"
     VERIFIED = "verified"
@@ -73,34 +73,39 @@ def find_installers(folder: Path, report: Report = report_nothing) -> tuple[Inst
     """
     try:
         sums = _read_sums(folder / SUMS)
-        found = [_find(tool, folder, sums) for tool in read_catalog()]
-        total = sum(file.stat().st_size for _, file, told in found if file and told)
-        reading = _Reading(report, total)
-        return tuple(Installer(it, file, _judge(file, told, reading)) for it, file, told in found)
+        found = [_Found(tool, _find(tool, folder), sums) for tool in read_catalog()]
+        reading = _Reading(report, sum(it.file.stat().st_size for it in found if it.file))
+        return tuple(Installer(it.tool, it.file, it.judge(reading)) for it in found)
     except PermissionError as error:
         raise NotPermitted(f"{error.filename}: you may not read it") from error
 
 
-def _find(tool: Tool, folder: Path, sums: dict[str, str]) -> tuple[Tool, Path | None, str | None]:
-    """Return a tool, its file and the checksum that this ought to have."""
-    found = sorted(path for pattern in tool.files for path in folder.glob(pattern))
-    if not found:
-        return tool, None, None
-    file = found[-1]
-    return tool, file, sums.get(file.name) or (tool.checksum if _is_version(tool, file) else None)
+def _find(tool: Tool, folder: Path) -> Path | None:
+    return max((path for pattern in tool.files for path in folder.glob(pattern)), default=None)
 
 
-def _judge(file: Path | None, told: str | None, reading: "_Reading") -> Verdict:
-    if file is None:
-        return Verdict.MISSING
-    if told is None:
-        return Verdict.UNVERIFIED
-    return Verdict.VERIFIED if reading.hash(file) == told.lower() else Verdict.WRONG
+@frozen
+class _Found:
+    tool: Tool
+    file: Path | None
+    sums: dict[str, str]
 
+    def judge(self, reading: "_Reading") -> Verdict:
+        if self.file is None:
+            return Verdict.MISSING
+        told = self.sums.get(self.file.name)
+        if told is None and self.tool.checksum is None:
+            reading.skip(self.file)
+            return Verdict.UNVERIFIED
+        if reading.hash(self.file) == (told or self.tool.checksum or "").lower():
+            return Verdict.VERIFIED
+        return Verdict.WRONG if told or self._is_of_the_version() else Verdict.UNVERIFIED
 
-def _is_version(tool: Tool, file: Path) -> bool:
-    """Tell whether a file is of the version that the catalogue has the checksum of."""
-    return tool.version is not None and tool.version in file.name
+    def _is_of_the_version(self) -> bool:
+        """Tell whether the file claims to be the one that the catalogue has the checksum of."""
+        version, published = self.tool.version, self.tool.files[0]
+        file = self.file
+        return bool(version and file and version in file.name and file.match(published))
 
 
 def _read_sums(path: Path) -> dict[str, str]:
@@ -132,6 +137,13 @@ class _Reading:
         with file.open("rb") as stream:
             while chunk := stream.read(_AT_ONCE):
                 digest.update(chunk)
-                self.done += len(chunk)
-                self.report(100 * self.done / max(self.total, 1))
+                self._count(len(chunk))
         return digest.hexdigest()
+
+    def skip(self, file: Path) -> None:
+        """Count a file that need not be read."""
+        self._count(file.stat().st_size)
+
+    def _count(self, size: int) -> None:
+        self.done += size
+        self.report(100 * self.done / max(self.total, 1))
