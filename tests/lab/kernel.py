@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import select
+import signal
 import socket
 import struct
 import subprocess
@@ -60,6 +61,19 @@ def wait_until(what: Callable[[], bool], seconds: float = 20) -> None:
     while not what():
         assert time.monotonic() < end, f"not so after {seconds} s"
         time.sleep(0.02)
+
+
+def kill_process(pid: int) -> None:
+    """Kill a process and wait until the kernel has closed what it had open.
+
+    Its command line is gone before that; a pidfd tells of the end itself (pidfd_open(2)).
+    """
+    pidfd = os.pidfd_open(pid)
+    try:
+        signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        assert select.select([pidfd], [], [], 20.0)[0], "it does not end"
+    finally:
+        os.close(pidfd)
 
 
 def driver_of(function: Path) -> str | None:

@@ -1,7 +1,5 @@
 """Writes that the kernel does not answer: shown, found again by the next daemon, nobody's else."""
 
-import os
-import signal
 from pathlib import Path
 
 from tests.lab.kernel import (
@@ -9,11 +7,11 @@ from tests.lab.kernel import (
     PCI,
     bind,
     is_blocked,
+    kill_process,
     mdevs,
     open_device,
     start_write,
     types_of,
-    wait_until,
     write,
 )
 from tests.lab.vms import TINY
@@ -35,8 +33,7 @@ def test_a_stuck_remove_is_shown_found_again_after_a_restart_and_holds_up_nobody
     status = daemon.wait_for("one", "running")
     uuid = status["gpus"][0]["id"]
     daemon.kill()
-    os.kill(status["pid"], signal.SIGKILL)
-    wait_until(lambda: not daemon.qemus("one"))
+    kill_process(status["pid"])
     file.unlink()
     with open_device(MDEVS / uuid, hidden=True):
         daemon.start()
