@@ -7,6 +7,8 @@ from arcsup.model import (
     Audio,
     Boot,
     Disk,
+    DiskBus,
+    DiskFormat,
     Display,
     DisplayType,
     GpuRequest,
@@ -53,6 +55,19 @@ def test_create_boots_the_installer_without_gpu_shared_memory_or_spice() -> None
     assert (vm.audio, vm.display) == (Audio.NONE, Display(DisplayType.VNC, "127.0.0.1", 5930))
     assert vm.restart.policy is RestartPolicy.ON_FAILURE
     assert not vm.guest_tools
+
+
+def test_a_cloud_image_finds_its_seed_on_the_bus_that_it_boots_from() -> None:
+    disk = Disk("web.qcow2", bus=DiskBus.NVME)
+    mode = Mode(Purpose.CREATE, media=("/seed.iso",), disk_mib=MiB(1024), base="/cloud.qcow2")
+
+    vm = in_mode(evolve(WINDOWS, disks=(disk,)), mode)
+
+    assert vm.disks == (
+        evolve(disk, size_mib=MiB(1024), base="/cloud.qcow2"),
+        Disk("/seed.iso", format=DiskFormat.RAW, bus=DiskBus.NVME, readonly=True),
+    )
+    assert vm.cdroms == ("drivers.iso",)
 
 
 def test_an_installer_that_the_file_names_already_is_in_one_drive() -> None:

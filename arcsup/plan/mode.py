@@ -10,7 +10,17 @@ from functools import lru_cache
 
 from attrs import evolve, frozen
 
-from arcsup.model import Audio, Boot, Disk, Display, DisplayType, MiB, RestartPolicy, Vm
+from arcsup.model import (
+    Audio,
+    Boot,
+    Disk,
+    DiskFormat,
+    Display,
+    DisplayType,
+    MiB,
+    RestartPolicy,
+    Vm,
+)
 
 FIRST_VNC_PORT = 5900
 """QEMU's VNC counts displays from here; it cannot listen on a lower port."""
@@ -29,9 +39,9 @@ class Purpose(StrEnum):
 class Mode:
     """One run's mode. What is below ``disable_gpu`` belongs to CREATE.
 
-    ``media`` are the images in its drives, the installer's first; ``disk_mib`` is the size of the
-    first disk, which is made, on top of ``base`` if that is given. ``boot`` starts the installer's
-    kernel directly.
+    ``media`` are the images in its drives, the installer's first (disks beside a ``base``);
+    ``disk_mib`` is the size of the first disk, which is made, on top of ``base`` if that is given.
+    ``boot`` starts the installer's kernel directly.
     """
 
     purpose: Purpose = Purpose.NORMAL
@@ -105,17 +115,33 @@ def _for_installer(vm: Vm, mode: Mode) -> Vm:
     first: tuple[Disk, ...] = vm.disks[:1]
     made = tuple(evolve(disk, size_mib=mode.disk_mib, base=mode.base) for disk in first)
     kept = tuple(path for path in vm.cdroms if path not in mode.media)
+    seeds = _seeds_of(mode, vm)
     # An installer ends by powering off: started again, it would begin anew.
     always = vm.restart.policy is RestartPolicy.ALWAYS
     policy = RestartPolicy.ON_FAILURE if always else vm.restart.policy
     return evolve(
         shown,
-        disks=(*made, *vm.disks[1:]),
-        cdroms=(*mode.media, *kept),
+        disks=(*made, *vm.disks[1:], *seeds),
+        cdroms=kept if seeds else (*mode.media, *kept),
         boot=mode.boot,
         looking_glass=None,
         audio=Audio.NONE if shown.audio is Audio.SCREAM else shown.audio,
         shares=(),
         guest_tools=False,
         restart=evolve(vm.restart, policy=policy),
+    )
+
+
+def _seeds_of(mode: Mode, vm: Vm) -> tuple[Disk, ...]:
+    """Return the media of a cloud image, as disks on the bus that it boots from.
+
+    cloud-init finds its volume by the label, wherever it is; an image may have no driver for a
+    SATA drive (Debian's cloud kernel is built without AHCI).
+    """
+    if mode.base is None:
+        return ()
+    return tuple(
+        Disk(path, format=DiskFormat.RAW, bus=disk.bus, readonly=True)
+        for disk in vm.disks[:1]
+        for path in mode.media
     )

@@ -163,9 +163,11 @@ def _loans_known(workshop: Workshop, without: VmName | None = None) -> dict[tupl
 def _find_images(needs: Needs, places: Places) -> Iterator[WantedFile]:
     vm, resources = needs.vm, needs.resources
     for index, (disk, medium) in enumerate(zip(vm.disks, resources.disks, strict=True)):
-        access = Access.READ if disk.readonly else Access.OWN
-        is_qcow2 = disk.format is DiskFormat.QCOW2
-        yield WantedFile(f"disks[{index}]", medium.path, access, is_qcow2=is_qcow2)
+        what, is_qcow2 = f"disks[{index}]", disk.format is DiskFormat.QCOW2
+        if disk.readonly:
+            yield _read_only(what, medium.path, places, is_qcow2=is_qcow2)
+        else:
+            yield WantedFile(what, medium.path, Access.OWN, is_qcow2=is_qcow2)
     for index, medium in enumerate(resources.cdroms):
         yield _read_only(f"cdroms[{index}]", medium.path, places)
     if vm.display.password_file is not None:
@@ -179,11 +181,11 @@ def _find_images(needs: Needs, places: Places) -> Iterator[WantedFile]:
             yield _read_only("boot.initrd", initrd, places)
 
 
-def _read_only(what: str, path: Path, places: Places) -> WantedFile:
+def _read_only(what: str, path: Path, places: Places, *, is_qcow2: bool = False) -> WantedFile:
     if path.is_relative_to(places.answers):
         # Not by the group, as other images are: it may hold a password.
         return WantedFile(what, path, Access.OWN, own_file=True)
-    return WantedFile(what, path, Access.READ)
+    return WantedFile(what, path, Access.READ, is_qcow2=is_qcow2)
 
 
 def _find_own_files(vm: ManagedVm, places: Places, needs: Needs) -> Iterator[WantedFile]:
