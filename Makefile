@@ -30,8 +30,12 @@ demo: setup ## Run the main job on a real guest and tell the story as it happens
 demo-gpu: setup ## Show a card being plugged and its VM starting, in a virtual machine
 	@tests/lab/run --program contrib/demo/gpu.py
 
+.PHONY: setup-tests
+setup-tests: ## Install what else the tests start: clients that show a VM's screen
+	@contrib/dev/setup --for-tests
+
 .PHONY: test
-test: setup ## Run the linters and all tests (T="-k name" chooses)
+test: setup-tests ## Run the linters and all tests (T="-k name" chooses)
 	@$(python) -m pytest $(T)
 
 .PHONY: lint

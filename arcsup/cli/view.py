@@ -23,6 +23,9 @@ from arcsup.errors import ArcsupError, ExitCode, NotPermitted, Refused
 GRACE = 5.0
 """Seconds a client may take to close its window."""
 
+SETTLE = 1.0
+"""Seconds that the daemon may need to tell that a VM has ended, once a client failed."""
+
 RETRY = 1.0
 """Seconds after which a daemon that went away is asked again."""
 
@@ -119,7 +122,9 @@ def _wait(processes: Sequence[subprocess.Popen[bytes]], ended: int) -> bool:
             for descriptor in ready:
                 running.pop(descriptor).wait()
                 os.close(descriptor)
-        return False
+        # A client that lost its connection may end before the daemon tells of QEMU's end.
+        has_failed = any(process.returncode for process in processes)
+        return has_failed and bool(select.select([ended], [], [], SETTLE)[0])
     finally:
         for descriptor in running:
             os.close(descriptor)
