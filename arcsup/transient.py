@@ -67,6 +67,12 @@ def _check_same(known: ManagedVm, text: Source, mode: Mode) -> None:
             f"there is a VM {known.name} already ({known.file})",
             "put another `name` into the file",
         )
+    if known.record.intent in (Intent.STOP, Intent.KILL):
+        raise Refused(
+            f"{known.name} is still stopping",
+            f"arcsup wait {known.name} --for gone, then start it; "
+            f"`arcsup kill {known.name}` ends it at once",
+        )
     if known.record.source != text or known.record.mode != mode:
         raise Refused(
             f"{known.name} is up already, with another version of the file or other switches",

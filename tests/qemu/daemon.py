@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -231,7 +232,12 @@ def end(daemon: Daemon) -> None:
     """Kill the daemon and all that belongs to its directory: the test is over."""
     if daemon.process is not None:
         daemon.kill()
-    for pid in find_processes_naming(daemon.top):
+    processes = find_processes_naming(daemon.top)
+    for pid in processes:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     daemon.until(lambda: not find_processes_naming(daemon.top), "everything has ended")
+    # No daemon is left to take the guests' shared memory away.
+    for command in processes.values():
+        for path in re.findall(r"/dev/shm/[^ ,]+", command):
+            Path(path).unlink(missing_ok=True)

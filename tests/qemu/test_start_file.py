@@ -26,6 +26,7 @@ root: /nowhere
 """
 
 QUICK = TINY + "stop: {timeout: 100ms}\n"
+PATIENT = TINY + "stop: {timeout: 30s}\n"
 NEEDS_GPU = QUICK + "gpus: [{kind: passthrough, address: 'ff:1f.7'}]\n"
 """Asks for a card that no host has."""
 
@@ -244,6 +245,24 @@ def test_disable_gpu_starts_what_waits_for_one_and_holds_for_that_run(daemon: Da
     assert daemon.status("one")["mode"] == []
     daemon.arcsup("start", "one", "--no-wait")
     assert daemon.wait_for("one", "waiting")["mode"] == []
+
+
+def test_a_file_whose_vm_is_still_stopping_is_not_taken_for_running(daemon: Daemon) -> None:
+    file = write(daemon, "try.yaml", PATIENT)
+    daemon.arcsup("start", str(file))
+    daemon.arcsup("stop", "try", "--no-wait")
+
+    refused = daemon.arcsup("start", str(file))
+    assert (refused.returncode, refused.stderr.splitlines()) == (
+        6,
+        [
+            "arcsup: try is still stopping",
+            "  hint: arcsup wait try --for gone, then start it; `arcsup kill try` ends it at once",
+        ],
+    )
+    daemon.arcsup("kill", "try")
+    daemon.wait_for("try", "gone")
+    assert daemon.arcsup("start", str(file)).returncode == 0
 
 
 def test_a_restart_is_a_run_of_its_own(daemon: Daemon) -> None:

@@ -112,7 +112,7 @@ def check_vm_files(host: Host) -> Iterator[Finding]:
     for text in (text for entry in entries for text in entry.warnings):
         yield warning(text, "the daemon takes it all the same", "correct the file")
     good = sum(entry.vm is not None for entry in entries)
-    yield ok(f"{good} VM files without faults")
+    yield ok("one VM file without faults" if good == 1 else f"{good} VM files without faults")
 
 
 def check_escape_hatch(host: Host) -> Iterator[Finding]:
