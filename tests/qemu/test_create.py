@@ -99,6 +99,7 @@ def test_arcd_does_the_same_with_a_file_of_its_own(daemon: Daemon, iso: Path) ->
     started = daemon.arcsup("start", str(file), "--disable-gpu", "--no-wait")
     assert started.returncode == 0, started.stderr
     wait_for_console(daemon, "windows", INSTALLED)
+    daemon.wait_for("windows", "gone")
 
 
 def test_a_disk_that_is_there_is_never_installed_over(daemon: Daemon, iso: Path) -> None:
