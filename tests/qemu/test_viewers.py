@@ -145,8 +145,9 @@ def test_looking_glass_reads_the_frames_of_a_vm_as_its_viewer(
     with running_daemon(short_dir, "--config", str(config)) as daemon:
         daemon.drop("one", TINY + "display: spice\nlookingGlass: {width: 640, height: 480}\n")
         (frame,) = daemon.wait_for("one", "running")["viewing"]["frames"]
+        own = {"HOME": str(home), "PULSE_RUNTIME_PATH": str(home / "pulse")}
         path = f"{looking_glass.parent}:{os.environ['PATH']}"
-        with viewing(daemon, "one", *prefix, DISPLAY=screen, PATH=path, HOME=str(home)) as view:
+        with viewing(daemon, "one", *prefix, DISPLAY=screen, PATH=path, **own) as view:
             # It waits for the guest's host application, with the frames open and SPICE for keys.
             log = daemon.top / "view.log"
             until_connected(daemon, view, lambda: "Waiting for the host" in log.read_text())
