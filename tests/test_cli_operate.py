@@ -1,5 +1,6 @@
 """Verbs that change something, and the exit codes of the contract."""
 
+import io
 import sys
 import threading
 import time
@@ -98,14 +99,22 @@ def test_whoever_waits_long_is_told_what_for(cli: Cli, monkeypatch: pytest.Monke
     assert result.err.count("off is ") == 1
 
 
+class KeptTerminal(io.StringIO):
+    """A terminal that keeps all; capsys loses what a thread writes while it is read."""
+
+    def isatty(self) -> bool:
+        return True
+
+
 def test_on_a_terminal_the_reason_is_kept_true_and_wiped_in_the_end(
-    cli: Cli, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("arcsup.cli.waiting.NOTICE_AFTER", 0.0)
     monkeypatch.setattr("arcsup.cli.waiting.AGAIN_AFTER", 0.01)
     monkeypatch.setenv("COLUMNS", "60")
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    supervisor, seen = cli.supervisor, ""
+    terminal = KeptTerminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    supervisor = cli.supervisor
     session = Session(str(cli.run_dir))
 
     with telling_what_for(session, {"web"}):
@@ -113,12 +122,11 @@ def test_on_a_terminal_the_reason_is_kept_true_and_wiped_in_the_end(
             reason = f"saved to a.qcow2: {percent} %, {'x' * 60}"
             supervisor.add(make_status("web", State.STOPPING, reason=reason))
             deadline = time.monotonic() + 60
-            while f"web is stopping: saved to a.qcow2: {percent} %" not in seen:
+            while f"web is stopping: saved to a.qcow2: {percent} %" not in terminal.getvalue():
                 assert time.monotonic() < deadline
-                seen += capsys.readouterr().err
-    seen += capsys.readouterr().err
+                time.sleep(0.01)
 
-    lines = seen.split("\r")
+    lines = terminal.getvalue().split("\r")
     assert lines[-2:] == [" " * 59, ""]
     assert max(map(len, lines)) == 59, "it fits on a line"
 

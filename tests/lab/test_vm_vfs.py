@@ -21,7 +21,11 @@ def configure(daemon: Daemon, entries: str) -> None:
 
 
 def vfs_of(pf: Path) -> list[Path]:
-    return [PCI / link.resolve().name for link in sorted(pf.glob("virtfn*"))]
+    links = sorted(pf.glob("virtfn*"))
+    try:
+        return [PCI / link.readlink().name for link in links]
+    except FileNotFoundError:  # the kernel takes them away one by one
+        return vfs_of(pf)
 
 
 def findings(daemon: Daemon) -> str:

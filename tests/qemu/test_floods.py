@@ -113,7 +113,8 @@ def test_what_a_monitor_says_beside_answers_is_bounded_and_the_vm_still_obeys(
 ) -> None:
     daemon = flooded.daemon
     flood = request.node.callspec.params["flooded"]
-    if flood not in ("halts", "replies", "nothing", "long events"):
+    # The others leave room for answers, where the machine is quick.
+    if flood in ("a line without an end", "garbage", "deep nesting", "nonsense"):
         silent = daemon.wait_for_event("bad", "monitor-silent")
         assert len(silent["message"]) < 300
 
