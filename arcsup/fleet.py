@@ -40,7 +40,7 @@ from arcsup.spec.together import find_shared
 from arcsup.unattended.store import AnswerStore
 from arcsup.vm.live_gpus import wants_change
 from arcsup.vm.managed import ManagedVm, Workshop
-from arcsup.vm.record import Record, Source
+from arcsup.vm.record import WHAT_TO_DO, Record, Source
 
 
 @frozen
@@ -141,7 +141,8 @@ class Fleet:
             parsed = read_vm(record.source.text, file, self.workshop.machine_id)
             if parsed.vm is None or parsed.vm.name != record.name:
                 why = "; ".join(map(str, parsed.faults)) or f"it names {parsed.name}"
-                self.unreadable[record.name] = f"the record of {record.name} is wrong: {why}"
+                where = self.workshop.records.path_of(record.name)
+                self.unreadable[record.name] = f"{where} is wrong: {why}; {WHAT_TO_DO}"
                 continue
             if record.intent_boot != self.workshop.boot_id:
                 # A mode is a start's, and ends with it when the host does.

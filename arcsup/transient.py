@@ -29,8 +29,11 @@ async def take_up(fleet: Fleet, file: Path, source: str, vm: Vm, mode: Mode) -> 
     """Take up a VM whose file is not in the VM directory, and want it to run in ``mode``.
 
     Asked again for what is up already, nothing changes. Raises Refused when its name, or what only
-    one VM can have, is another VM's.
+    one VM can have, is another VM's, and when its record cannot be read.
     """
+    if fault := fleet.unreadable.get(vm.name):
+        # Its QEMU may still run: the record alone tells.
+        raise Refused(f"VM {vm.name}: {fault}", "or put another `name` into the file")
     text = Source(str(file), source, "")
     known = fleet.vms.get(vm.name)
     if known is not None and known.phase is not Phase.DOWN:

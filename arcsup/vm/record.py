@@ -132,6 +132,13 @@ FRESH: dict[str, Any] = {"failure": None, "halted": "", "budget": Budget(), "ret
 _converter = make_converter(forbid_extra_keys=True)
 
 
+WHAT_TO_DO = (
+    "it tells which QEMU belongs to the VM: end that QEMU, then remove the file,"
+    " and start the daemon again"
+)
+"""With a record that cannot be used: nobody but its reader knows what it told of."""
+
+
 class RecordStore:
     """The directory of records. Writes of one VM never overtake each other.
 
@@ -189,12 +196,12 @@ class RecordStore:
 
     async def save(self, record: Record) -> None:
         """Make ``record`` durable. Raises NotRecorded when the disk refuses."""
-        await self._in_turn(record.name, partial(_write, self._path(record.name), record))
+        await self._in_turn(record.name, partial(_write, self.path_of(record.name), record))
         self.known[record.name] = record
 
     async def remove(self, name: VmName) -> None:
         """Forget a VM durably. Raises NotRecorded when the disk refuses."""
-        await self._in_turn(name, partial(_unlink, self._path(name)))
+        await self._in_turn(name, partial(_unlink, self.path_of(name)))
         self.known.pop(name, None)
         # Somebody who already waits for it writes next, and nobody may write beside.
         if not self._locks[name].locked():
@@ -205,7 +212,8 @@ class RecordStore:
             # A thread, because fsync takes as long as the disk likes.
             await trio.to_thread.run_sync(write)
 
-    def _path(self, name: VmName) -> Path:
+    def path_of(self, name: VmName) -> Path:
+        """Return where the record of a VM is."""
         return self._directory / f"{name}.json"
 
 
@@ -244,13 +252,13 @@ def _read(path: Path) -> Record:
         if isinstance(version := raw.get("format"), int) and version > FORMAT:
             raise Terminal(
                 f"{path} was written by a newer arcsup",
-                "install that version again, or end its VMs and remove the file",
+                "install that version again, or end its VMs, remove the file and start the daemon again",
             )
         return _converter.structure(raw, Record)
     except (OSError, ValueError, TypeError, RecursionError, cattrs.BaseValidationError) as error:
         raise Terminal(
             f"{path} cannot be read: {error}",
-            "it tells which QEMU belongs to the VM: end that QEMU, then remove the file",
+            WHAT_TO_DO,
         ) from error
 
 
