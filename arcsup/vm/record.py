@@ -252,7 +252,7 @@ def _read(path: Path) -> Record:
         if isinstance(version := raw.get("format"), int) and version > FORMAT:
             raise Terminal(
                 f"{path} was written by a newer arcsup",
-                "install that version again, or end its VMs, remove the file and start the daemon again",
+                "install that version again, or end its VMs, remove the file and start the daemon",
             )
         return _converter.structure(raw, Record)
     except (OSError, ValueError, TypeError, RecursionError, cattrs.BaseValidationError) as error:
