@@ -16,6 +16,7 @@ from arcsup.model import (
     Firmware,
     GpuKind,
     GpuRequest,
+    Hooks,
     LookingGlass,
     MacAddress,
     Network,
@@ -99,6 +100,21 @@ def test_an_element_that_nobody_knows_is_listed() -> None:
     imported, _ = convert(domain("<future/><devices><gadget/></devices>"))
 
     assert [n.path for n in imported.notes] == ["", "<future>", "<gadget>"]
+
+
+@pytest.mark.parametrize("end", ["&#10;", "&#13;", "&#x85;", "&#x2028;"])
+def test_what_a_note_quotes_cannot_go_on_as_a_key_of_the_file(end: str) -> None:
+    source = f"<source network='a{end}hooks: {{preStart: [[/bin/sh]]}}{end}#'/>"
+
+    _, vm = convert(domain(f"<devices><interface type='network'>{source}</interface></devices>"))
+
+    assert vm.hooks == Hooks()
+
+
+def test_the_name_of_the_file_cannot_go_on_as_a_key() -> None:
+    imported = import_vm(domain(""), Path("a\nautostart: true\n#.xml"))
+
+    assert load_vm(imported.text, Path("box.yaml"), "0").autostart is False
 
 
 def test_the_password_of_a_display_is_written_nowhere() -> None:

@@ -35,6 +35,11 @@ class At:
     key: Mark | None = None
 
 
+def on_one_line(text: str) -> str:
+    """Return a text that ends no line: what another's file says must not go on as our own."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
 @frozen
 class Note:
     """What a person must know: it is not carried over, or is otherwise than it was.
@@ -43,8 +48,8 @@ class Note:
     """
 
     mark: Mark
-    path: str
-    message: str
+    path: str = field(converter=on_one_line)
+    message: str = field(converter=on_one_line)
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message}" if self.path else self.message

@@ -16,7 +16,7 @@ from attrs import define, frozen
 
 from arcsup.model import VmName
 from arcsup.spec.comments import Comments, find_comments
-from arcsup.spec.draft import At, Draft, Note, is_name, make_name
+from arcsup.spec.draft import At, Draft, Note, is_name, make_name, on_one_line
 from arcsup.spec.faults import Problems, error_of, place
 from arcsup.spec.libvfio import is_libvfio, translate_libvfio
 from arcsup.spec.libvirt import translate_libvirt
@@ -62,7 +62,7 @@ def import_vm(source: str | bytes, file: Path, form: Form | None = None) -> Impo
     except Problems as found:
         raise error_of(place(found.problems, file)) from None
     draft.notes.sort(key=lambda note: note.mark)
-    headline = f"Imported from {file.name}, a file of {_SHOWN[form]}'s."
+    headline = f"Imported from {on_one_line(file.name)}, a file of {_SHOWN[form]}'s."
     written = _Writer(draft, comments).write(headline)
     return Imported(written, vm.name, tuple(draft.notes))
 
