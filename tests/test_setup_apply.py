@@ -9,8 +9,8 @@ import pytest
 
 from arcsup.errors import NotPermitted, Terminal
 from arcsup.places import Places
-from arcsup.setup.actions import Action, CreateFile, CreateGroup, InstallPackages
-from arcsup.setup.carry_out import apply_all, finish, journal_of, undo_all
+from arcsup.setup.actions import Action, CreateFile, CreateGroup, InstallPackages, RunCommand
+from arcsup.setup.carry_out import Failed, apply_all, finish, journal_of, undo_all
 from arcsup.setup.doctor import CHECKS, examine
 from arcsup.setup.findings import Level
 from arcsup.setup.host import Host, rebase
@@ -398,18 +398,97 @@ def test_a_file_that_appears_between_plan_and_deed_is_not_overwritten(root: Path
     assert undo(root) == {f"write {root}/etc/new": "it was changed since"}
 
 
-def test_a_command_that_fails_stops_and_is_run_again(root: Path, recorder: Recorder) -> None:
+def test_a_step_that_fails_is_told_and_tried_again_while_the_rest_is_done(
+    root: Path, recorder: Recorder
+) -> None:
     write(root, "broken")
-    with pytest.raises(Terminal, match=r"apt-get .* ended with 100"):
-        apply(root)
-    pending = [entry.action for entry in journal_of(host_of(root)).entries if not entry.done]
-    assert [type(action) for action in pending] == [InstallPackages]
+    host = host_of(root)
+    journal = journal_of(host)
+
+    [failed] = apply_all(host, journal, plan_setup(host, PROGRAM).actions, silent)
+
+    assert isinstance(failed.action, InstallPackages)
+    assert "ended with 100" in failed.why
+    assert "systemctl enable --now arcsup.service" in recorder.calls("systemctl")
+    pending = [entry.action for entry in journal_of(host).entries if not entry.done]
+    assert pending == [failed.action]
     (root / "broken").unlink()
-
     apply(root)
-
-    assert all(entry.done for entry in journal_of(host_of(root)).entries)
+    assert all(entry.done for entry in journal_of(host).entries)
     assert len(recorder.calls("apt-get")) == 2
+    assert plan_setup(host_of(root), PROGRAM).actions == ()
+
+
+def test_a_file_whose_program_fails_is_told_and_finished_later(root: Path) -> None:
+    add_grub(root)
+    add_program(root, "update-grub", '[ ! -e "$ROOT/broken-grub" ]\n')
+    write(root, "broken-grub")
+    host = host_of(root)
+    journal = journal_of(host)
+    [first] = apply_all(host, journal, plan_setup(host, PROGRAM).actions, silent)
+
+    [again] = finish(host, journal, silent)
+
+    assert (first.action, first.why) == (again.action, again.why)
+    (root / "broken-grub").unlink()
+    assert finish(host, journal, silent) == ()
+    assert all(entry.done for entry in journal_of(host).entries)
+
+
+FAILING = RunCommand(("sh", "driver.run"), ("driver-uninstall", "--silent"))
+
+
+def add_failing_command(root: Path) -> None:
+    """Have an earlier run tried what fails, and its undo too."""
+    host = host_of(root)
+    assert apply_all(host, journal_of(host), [FAILING], silent)
+
+
+def test_a_command_that_failed_and_is_planned_no_more_is_not_run_again(
+    root: Path, recorder: Recorder
+) -> None:
+    apply(root)
+    add_program(root, "sh", "exit 1\n")
+    add_failing_command(root)
+
+    host = host_of(root)
+    assert finish(host, journal_of(host), silent) == ()
+    assert apply(root).actions == ()
+    assert recorder.calls("sh ") == ["sh driver.run"]
+
+
+def test_a_command_that_failed_and_cannot_be_taken_back_is_told_once_and_the_rest_is(
+    root: Path,
+) -> None:
+    before = read_tree(root)
+    apply(root)
+    add_failing_command(root)
+
+    [(what, why)] = undo(root).items()
+
+    assert what == "run sh driver.run"
+    assert why.startswith("driver-uninstall --silent ended with 127")
+    assert read_tree(root) == before
+
+
+def test_what_cannot_be_taken_back_now_is_told_and_tried_again_while_the_rest_is(
+    root: Path,
+) -> None:
+    before = read_tree(root)
+    apply(root)
+    write(root, "needed")
+    host = host_of(root)
+
+    [failed] = undo_all(host, journal_of(host), silent)
+
+    assert isinstance(failed, Failed)
+    assert isinstance(failed.action, InstallPackages)
+    assert "installed since may need them" in failed.why
+    assert not (root / "etc/systemd/system/arcsup.service").exists()
+    assert not (root / "etc/arcsup").exists()
+    (root / "needed").unlink()
+    assert undo(root) == {}
+    assert read_tree(root) == before
 
 
 def test_the_plan_reads_as_what_will_happen(root: Path) -> None:

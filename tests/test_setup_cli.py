@@ -94,11 +94,31 @@ def test_what_did_not_end_is_in_the_plan(cli: Cli, root: Path) -> None:
     failed = cli("setup", "--root", str(root), "--apply")
 
     assert failed.code == 1
-    assert "arcsup: apt-get " in failed.err
-    assert "ended with 100" in failed.err
+    assert "failed: install with apt-get: " in failed.out
+    assert "ended with 100" in failed.out
+    assert failed.err.endswith("`arcsup setup --apply` tries again\n")
     first = cli("setup", "--root", str(root)).out.splitlines()[0]
     assert first.startswith("  1. install with apt-get: ")
     assert first.endswith("(again)")
+
+
+def test_what_cannot_be_taken_back_is_told_with_what_to_do(cli: Cli, root: Path) -> None:
+    cli("setup", "--root", str(root), "--apply")
+    write(root, "needed")
+
+    failed = cli("setup", "--root", str(root), "--undo")
+
+    assert failed.code == 1
+    assert failed.out.startswith("failed: install with apt-get: ")
+    journal = root / "var/lib/arcsup/setup.json"
+    assert failed.err.endswith(f"`arcsup setup --undo` tries again; remove {journal} to give up\n")
+    again = cli("setup", "--root", str(root), "--undo", "--json")
+    assert again.code == 1
+    assert [action["kind"] for action in again.json["failed"]] == ["InstallPackages"]
+    assert (again.json["actions"], again.json["kept"]) == ([], [])
+    (root / "needed").unlink()
+    assert cli("setup", "--root", str(root), "--undo").code == 0
+    assert not journal.parent.exists()
 
 
 def test_apply_and_undo_do_not_go_together(cli: Cli, root: Path) -> None:

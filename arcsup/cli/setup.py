@@ -13,7 +13,8 @@ from arcsup.cli.session import Session
 from arcsup.errors import ExitCode, UsageError
 
 if TYPE_CHECKING:
-    from arcsup.setup.carry_out import Kept
+    from arcsup.setup.actions import Action
+    from arcsup.setup.carry_out import Failed, Kept
     from arcsup.setup.choices import Choices
     from arcsup.setup.host import Host
     from arcsup.setup.steps import SetupPlan
@@ -28,10 +29,14 @@ class ActionJson(TypedDict):
 
 
 class SetupJson(TypedDict):
-    """What setup plans, did or took back; ``notes`` is what only the user can do."""
+    """What setup plans, did or took back; ``notes`` is what only the user can do.
+
+    ``failed`` is what did not work, and is tried again by the next run.
+    """
 
     actions: list[ActionJson]
     kept: list[ActionJson]
+    failed: list[ActionJson]
     notes: list[str]
 
 
@@ -78,7 +83,7 @@ def setup(
     IOMMU on the kernel's command line, and the service. As anybody else: what a user may do for a
     session. Only what is missing is done, and nothing that is there is overwritten. After a reboot
     that it asks for, it goes on by itself. --undo takes back exactly what was done, except for what
-    others have changed since.
+    others have changed since. A step that fails is told, and the others are done.
 
     A vendor's driver package in /var/lib/arcsup/vendor (NVIDIA's vGPU host driver, AMD's GIM,
     i915-sriov-dkms) is installed too, by its own installer or the package manager, and signed for
@@ -105,17 +110,17 @@ def setup(
 
 
 def _show(host: "Host", output: str, choices: "Choices") -> int:
-    from arcsup.setup.carry_out import journal_of
+    from arcsup.setup.carry_out import journal_of, list_pending
     from arcsup.setup.plan import plan_setup
 
     plan = plan_setup(host, find_arcsup(host), choices)
-    pending = [entry.action for entry in journal_of(host).entries if not entry.done]
+    journal = journal_of(host)
+    unfinished = [entry.action for entry in journal.entries if not entry.done]
     told = _as_json(plan)
-    again: list[ActionJson] = [
-        {"kind": type(action).__name__, "what": f"{action} (again)", "why": "it did not end"}
-        for action in pending
+    told["actions"] = [
+        _action_as_json(action, again=action in unfinished)
+        for action in (*list_pending(journal), *plan.actions)
     ]
-    told["actions"] = again + told["actions"]
     if not _print(output, told):
         for number, action in enumerate(told["actions"], 1):
             print(f"{number:3}. {action['what']}")
@@ -131,32 +136,31 @@ def _apply(host: "Host", output: str, choices: "Choices", *, resumed: bool) -> i
     from arcsup.setup.resume import end_resume
 
     journal = journal_of(host)
-    finish(host, journal, _tell)
+    failed = finish(host, journal, _tell)
     if resumed:
         # It runs once: what needs yet another reboot asks for it by itself.
         end_resume(host, journal, _tell)
     plan = plan_setup(host, find_arcsup(host), choices)
-    apply_all(host, journal, plan.actions, _tell)
+    failed += apply_all(host, journal, plan.actions, _tell)
     told = _as_json(plan)
+    told["failed"] = [_left_as_json(item) for item in failed]
     if not _print(output, told):
         _tell_rest(told)
-    return ExitCode.OK
+        _tell_failed(told, "`arcsup setup --apply` tries again")
+    return ExitCode.FAILED if failed else ExitCode.OK
 
 
 def _undo(host: "Host", output: str) -> int:
-    from arcsup.setup.carry_out import journal_of, undo_all
+    from arcsup.setup.carry_out import Failed, journal_of, undo_all
 
     journal = journal_of(host)
     actions = [entry.action for entry in reversed(journal.entries)]
-    kept = list(undo_all(host, journal, _tell))
-    left = {id(item.action) for item in kept}
+    left = list(undo_all(host, journal, _tell))
+    stay = {id(item.action) for item in left} | {id(entry.action) for entry in journal.entries}
     told: SetupJson = {
-        "actions": [
-            {"kind": type(action).__name__, "what": str(action), "why": ""}
-            for action in actions
-            if id(action) not in left
-        ],
-        "kept": [_kept_as_json(item) for item in kept],
+        "actions": [_action_as_json(action) for action in actions if id(action) not in stay],
+        "kept": [_left_as_json(item) for item in left if not isinstance(item, Failed)],
+        "failed": [_left_as_json(item) for item in left if isinstance(item, Failed)],
         "notes": [],
     }
     if not _print(output, told):
@@ -164,7 +168,8 @@ def _undo(host: "Host", output: str) -> int:
             print("setup has done nothing here", file=sys.stderr)
         for item in told["kept"]:
             print(f"kept: {item['what']}: {item['why']}")
-    return ExitCode.OK
+        _tell_failed(told, f"`arcsup setup --undo` tries again; remove {journal.file} to give up")
+    return ExitCode.FAILED if told["failed"] else ExitCode.OK
 
 
 def find_arcsup(host: "Host") -> Path:
@@ -178,17 +183,20 @@ def find_arcsup(host: "Host") -> Path:
 
 def _as_json(plan: "SetupPlan") -> SetupJson:
     return {
-        "actions": [
-            {"kind": type(action).__name__, "what": str(action), "why": ""}
-            for action in plan.actions
-        ],
+        "actions": [_action_as_json(action) for action in plan.actions],
         "kept": [],
+        "failed": [],
         "notes": list(plan.notes),
     }
 
 
-def _kept_as_json(kept: "Kept") -> ActionJson:
-    return {"kind": type(kept.action).__name__, "what": str(kept.action), "why": kept.why}
+def _action_as_json(action: "Action", *, again: bool = False) -> ActionJson:
+    what, why = (f"{action} (again)", "it did not end") if again else (str(action), "")
+    return {"kind": type(action).__name__, "what": what, "why": why}
+
+
+def _left_as_json(item: "Kept | Failed") -> ActionJson:
+    return {"kind": type(item.action).__name__, "what": str(item.action), "why": item.why}
 
 
 def _print(output: str, told: SetupJson) -> bool:
@@ -197,6 +205,13 @@ def _print(output: str, told: SetupJson) -> bool:
 
 def _tell(what: str) -> None:
     print(f"setup: {what}", file=sys.stderr)
+
+
+def _tell_failed(told: SetupJson, hint: str) -> None:
+    for item in told["failed"]:
+        print(f"failed: {item['what']}: {item['why']}")
+    if told["failed"]:
+        print(hint, file=sys.stderr)
 
 
 def _tell_rest(told: SetupJson) -> None:

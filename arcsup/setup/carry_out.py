@@ -40,7 +40,15 @@ Tell = Callable[[str], None]
 
 @frozen
 class Kept:
-    """What was not taken back, and why."""
+    """What was not taken back and is left to the user, and why."""
+
+    action: Action
+    why: str
+
+
+@frozen
+class Failed:
+    """What could not be done or taken back, and why; the journal has it, to try it again."""
 
     action: Action
     why: str
@@ -51,41 +59,82 @@ def journal_of(host: Host) -> Journal:
     return Journal.load(host.places.state / "setup.json")
 
 
-def apply_all(host: Host, journal: Journal, actions: Iterable[Action], tell: Tell) -> None:
-    """Do what is planned, in order. Raises ArcsupError at the first that fails."""
+def apply_all(
+    host: Host, journal: Journal, actions: Iterable[Action], tell: Tell
+) -> tuple[Failed, ...]:
+    """Do what is planned, in order; return what failed. Raises NotPermitted."""
+    failed = []
     for action in actions:
         tell(str(action))
         journal.begin(action)
-        done = _guarded(_do, host, journal.entries[-1])
-        journal.replace_last(done)
+        try:
+            journal.replace_last(_guarded(_do, host, journal.entries[-1]))
+        except Terminal as error:
+            failed.append(Failed(action, _tell_error(error)))
+    return tuple(failed)
 
 
-def finish(host: Host, journal: Journal, tell: Tell) -> None:
-    """Do again what an earlier run began and did not end. Raises ArcsupError."""
-    for index, entry in enumerate(journal.entries):
-        if not entry.done:
-            tell(f"{entry.action} (again)")
-            journal.entries[index] = _guarded(_do, host, entry)
-            journal.save()
+def list_pending(journal: Journal) -> tuple[Action, ...]:
+    """Return what an earlier run began and `finish` ends.
 
-
-def undo_all(host: Host, journal: Journal, tell: Tell) -> Iterator[Kept]:
-    """Take back everything, last first; yields what others have changed or use since.
-
-    Raises ArcsupError at the first that fails; the rest stays in the journal.
+    Not commands and packages: whether the host still lacks what they bring, only a plan can tell.
     """
-    while journal.entries:
-        entry = journal.entries[-1]
-        tell(f"undo: {entry.action}")
-        if isinstance(entry.action, CreateDirectory) and journal.file.is_relative_to(
-            entry.action.path
-        ):
+    return tuple(entry.action for entry in journal.entries if _is_pending(entry))
+
+
+def finish(host: Host, journal: Journal, tell: Tell) -> tuple[Failed, ...]:
+    """Do what is pending again; return what failed. Raises NotPermitted."""
+    failed = []
+    for index, entry in enumerate(journal.entries):
+        if not _is_pending(entry):
+            continue
+        tell(f"{entry.action} (again)")
+        try:
+            journal.entries[index] = _guarded(_do, host, entry)
+        except Terminal as error:
+            failed.append(Failed(entry.action, _tell_error(error)))
+        journal.save()
+    return tuple(failed)
+
+
+def _is_pending(entry: Entry) -> bool:
+    return not entry.done and not isinstance(entry.action, RunCommand | InstallPackages)
+
+
+def undo_all(host: Host, journal: Journal, tell: Tell) -> Iterator[Kept | Failed]:
+    """Take back everything, last first; yields what was not, and goes on with the rest.
+
+    Raises NotPermitted.
+    """
+    for index in reversed(range(len(journal.entries))):
+        entry = journal.entries[index]
+        if _holds_journal(journal, entry):
+            if journal.entries[index + 1 :]:
+                # What failed is noted there.
+                continue
             # Its own folder goes now, which is empty only without it.
             journal.file.unlink(missing_ok=True)
-        why = _guarded(_undo, host, entry)
-        journal.forget_last()
+        tell(f"undo: {entry.action}")
+        try:
+            why = _guarded(_undo, host, entry)
+        except Terminal as error:
+            why = _tell_error(error)
+            if entry.done:
+                yield Failed(entry.action, why)
+                continue
+            # It may never have done anything that could be taken back.
+        journal.forget(index)
         if why:
             yield Kept(entry.action, why)
+
+
+def _holds_journal(journal: Journal, entry: Entry) -> bool:
+    action = entry.action
+    return isinstance(action, CreateDirectory) and journal.file.is_relative_to(action.path)
+
+
+def _tell_error(error: Terminal) -> str:
+    return f"{error.message}; {error.hint}" if error.hint else error.message
 
 
 def take_back(host: Host, journal: Journal, chosen: Callable[[Action], bool], tell: Tell) -> None:
@@ -98,8 +147,7 @@ def take_back(host: Host, journal: Journal, chosen: Callable[[Action], bool], te
         if chosen(entry.action):
             tell(f"undo: {entry.action}")
             _guarded(_undo, host, entry)
-            del journal.entries[index]
-            journal.save()
+            journal.forget(index)
 
 
 def _guarded(act: Callable[[Host, Entry], T], host: Host, entry: Entry) -> T:

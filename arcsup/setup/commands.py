@@ -19,7 +19,7 @@ def run_command(host: Host, argv: Sequence[str], hint: str = "") -> None:
     if done.returncode != 0:
         raise Terminal(
             f"{' '.join(argv)} ended with {done.returncode}",
-            hint or "its own words are above; `arcsup setup --apply` goes on from here",
+            hint or "its own words are above",
         )
 
 

@@ -66,8 +66,9 @@ class Journal:
         return cls(file, list(kept.entries))
 
     def begin(self, action: Action) -> None:
-        """Note what is about to be done."""
-        self.entries.append(Entry(action))
+        """Note what is about to be done; it takes the place of a try that did not end."""
+        tried = Entry(action)
+        self.entries = [*(entry for entry in self.entries if entry != tried), tried]
         self.save()
 
     def replace_last(self, entry: Entry) -> None:
@@ -75,9 +76,9 @@ class Journal:
         self.entries[-1] = entry
         self.save()
 
-    def forget_last(self) -> None:
+    def forget(self, index: int) -> None:
         """Drop what was taken back; without entries the file goes too."""
-        del self.entries[-1]
+        del self.entries[index]
         self.save()
 
     def save(self) -> None:
