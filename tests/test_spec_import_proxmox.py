@@ -107,6 +107,44 @@ def test_the_defaults_are_those_of_proxmox() -> None:
 
 
 @pytest.mark.parametrize(
+    ("volume", "expected"),
+    [
+        (
+            "local:100/base-100-disk-0.qcow2/101/vm-101-disk-0.qcow2",
+            Disk("/var/lib/vz/images/101/vm-101-disk-0.qcow2", bus=DiskBus.SCSI),
+        ),
+        (
+            "local-zfs:base-100-disk-0/vm-101-disk-0",
+            Disk("/dev/zvol/rpool/data/vm-101-disk-0", None, DiskFormat.RAW, DiskBus.SCSI),
+        ),
+        (
+            "tank:100/base-100-disk-0.raw/101/vm-101-disk-0.qcow2",
+            Disk("vm-101-disk-0.qcow2", bus=DiskBus.SCSI),
+        ),
+    ],
+)
+def test_a_linked_clone_is_found_where_its_own_volume_is(volume: str, expected: Disk) -> None:
+    _, vm = convert(f"scsi0: {volume},size=8G\n")
+
+    assert vm.disks == (expected,)
+
+
+def test_the_base_of_a_linked_clone_in_a_file_is_told() -> None:
+    imported, _ = convert("scsi0: local:100/base-100-disk-0.qcow2/101/vm-101-disk-0.qcow2\n")
+
+    assert (
+        "scsi0: is a linked clone: its base must be there, too, as ../100/base-100-disk-0.qcow2"
+        in [str(note) for note in imported.notes]
+    )
+
+
+def test_a_device_whose_name_has_a_dot_is_a_raw_disk() -> None:
+    _, vm = convert("scsi0: /dev/disk/by-id/ata-Disk_1.5\n")
+
+    assert vm.disks[0].format is DiskFormat.RAW
+
+
+@pytest.mark.parametrize(
     ("text", "expected"),
     [
         ("cores\n", "100.conf:1:1: expected KEY: VALUE"),
@@ -114,7 +152,9 @@ def test_the_defaults_are_those_of_proxmox() -> None:
         ("cores: x\n", "100.conf:1:8: cpus.cores: expected"),
         ("hostpci0: mapping=gpu\n", "100.conf:1:11: hostpci0: mapping 'gpu' is known to Proxmox"),
         ("args: -qmp 'stdio\n", "100.conf:1:7: args: No closing quotation"),
-        ("scsi0: local:100/a.vmdk,format=vmdk\n", "scsi0: format vmdk is not supported"),
+        ("scsi0: local:100/a,format=vmdk\n", "scsi0: format vmdk is not supported: qemu-img"),
+        ("scsi0: local:100/vm-100-disk-0.vmdk\n", "scsi0: format vmdk is not supported"),
+        ("scsi0: /srv/old.qed\n", "scsi0: format qed is not supported"),
         ("net0: virtio=01:00:00:00:00:01\n", "networks[0].mac: '01:00:00:00:00:01'"),
     ],
 )

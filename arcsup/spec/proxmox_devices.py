@@ -10,6 +10,9 @@ _FOLDERS = {"local": "/var/lib/vz"}
 _VOLUMES = {"local-lvm": "/dev/pve", "local-zfs": "/dev/zvol/rpool/data"}
 """Where the storages of a fresh installation are; those of others are known to storage.cfg."""
 
+_FORMATS = frozenset({"cloop", "cow", "qcow", "qcow2", "qed", "raw", "vmdk"})
+"""Those of qm.conf(5), which are suffixes of volumes too."""
+
 _BUSES = {"scsi": "scsi", "virtio": "virtio", "sata": "sata", "ide": "sata"}
 _MODELS = {"virtio": "virtio", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 _ALL_MODELS = frozenset({*_MODELS, "e1000", "vmxnet3", "ne2k_pci", "pcnet", "i82551", "i82557b"})
@@ -30,15 +33,15 @@ def _translate_disk(machine: Machine, entry: Entry) -> None:
         elif volume != "none" and "cloudinit" in volume:
             machine.note(entry, "the cloud-init drive is not carried over")
         elif volume != "none":
-            path, _ = _find_volume(machine, entry, volume)
-            machine.cdroms.append(At(path, entry.mark))
+            machine.cdroms.append(At(_find_volume(machine, entry, volume), entry.mark))
         return
-    path, raw = _find_volume(machine, entry, volume)
-    kind = named.get("format", "raw" if raw else "qcow2")
+    kind = named.get("format") or _format_of(volume)
     if kind not in {"raw", "qcow2"}:
-        machine.draft.refuse(entry.mark, entry.key, f"format {kind} is not supported: convert it")
+        message = f"format {kind} is not supported: qemu-img convert it"
+        machine.draft.refuse(entry.mark, entry.key, message)
         return
     bus = entry.key.rstrip("0123456789")
+    path = _find_volume(machine, entry, volume)
     disk: Keys = {"path": path, "format": kind, "bus": _BUSES[bus]}
     if bus == "ide":
         machine.note(entry, "the bus is sata here")
@@ -49,29 +52,39 @@ def _translate_disk(machine: Machine, entry: Entry) -> None:
     machine.disks[entry.key] = At(disk, entry.mark)
 
 
-def _find_volume(machine: Machine, entry: Entry, volume: str) -> tuple[str, bool]:
-    """Return the path of ``STORAGE:VOLUME`` and whether it holds a raw image."""
+def _format_of(volume: str) -> str:
+    """Return the format that a volume's suffix names; without one it is a block device's."""
+    suffix = volume.rpartition(".")[2]
+    return suffix if suffix in _FORMATS else "raw"
+
+
+def _find_volume(machine: Machine, entry: Entry, volume: str) -> str:
+    """Return the path of ``STORAGE:VOLUME``; a linked clone is ``BASE'S VOLUME/ITS OWN``."""
     storage, colon, name = volume.partition(":")
     if volume.startswith("/") or not colon:
-        return volume, not volume.endswith(".qcow2")
+        return volume
+    parts = name.split("/")
+    if len(parts) == 4:
+        base = f"../{parts[0]}/{parts[1]}"
+        machine.note(entry, f"is a linked clone: its base must be there, too, as {base}")
     if storage in _FOLDERS:
-        kind, _, rest = name.partition("/")
-        place = f"template/iso/{rest}" if kind == "iso" else f"images/{name}"
+        is_iso = parts[0] == "iso"
+        place = f"template/iso/{name[4:]}" if is_iso else f"images/{'/'.join(parts[-2:])}"
         path = f"{_FOLDERS[storage]}/{place}"
     elif storage in _VOLUMES:
-        path = f"{_VOLUMES[storage]}/{name}"
+        path = f"{_VOLUMES[storage]}/{parts[-1]}"
     else:
-        path = name.rpartition("/")[2] or storage
+        path = parts[-1] or storage
         machine.note(
             entry,
             f"where storage {storage} is stands in Proxmox VE's storage.cfg: put "
             f"{path} below STATE/images, or write its whole path",
         )
-        return path, not name.endswith(".qcow2")
+        return path
     machine.note(
         entry, f"storage {storage} is taken to be at {_FOLDERS.get(storage) or _VOLUMES[storage]}"
     )
-    return path, not name.endswith(".qcow2")
+    return path
 
 
 def _translate_network(machine: Machine, entry: Entry) -> None:
