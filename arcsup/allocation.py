@@ -155,6 +155,7 @@ class Allocation:
         vms = tuple(vms)
         asking = [vm for vm in vms if vm.name in up and wants_devices(version_of(vm))]
         owners = {owned.id: vm.name for vm in vms for owned in vm.record.slices}
+        owners |= {choice.id: vm.name for vm in vms for choice in vm.promised}
         held = {place: one for vm in asking for place, one in _held(vm).items()}
         policy = evolve(
             self.policy,
@@ -256,17 +257,11 @@ def requests_of(vm: ManagedVm) -> VmRequests:
 
 
 def _held(vm: ManagedVm) -> dict[Place, Held]:
+    in_use = vm.phase is not Phase.DOWN
     return {
-        (vm.name, owned.slot): Held(
-            owned.backend,
-            owned.card,
-            owned.parent,
-            owned.type,
-            owned.id,
-            in_use=vm.phase is not Phase.DOWN,
-        )
-        for owned in vm.record.slices_in_use
-        if owned.mac is None
+        (vm.name, it.slot): Held(it.backend, it.card, it.parent, it.type, it.id, in_use=in_use)
+        for it in vm.claims
+        if it.mac is None
     }
 
 

@@ -37,13 +37,8 @@ def allocate_networks(
 def networks_held(
     vms: Sequence[ManagedVm], _requests: Sequence[NetworkRequest]
 ) -> Mapping[Place, str]:
-    """Return what entries have by the journal."""
-    return {
-        (vm.name, owned.slot): owned.id
-        for vm in vms
-        for owned in vm.record.slices_in_use
-        if owned.mac is not None
-    }
+    """Return what entries have by the journal, or are about to have."""
+    return {(vm.name, it.slot): it.id for vm in vms for it in vm.claims if it.mac is not None}
 
 
 def networks_held_on(

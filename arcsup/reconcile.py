@@ -165,8 +165,7 @@ class Reconciler:
         """Return which VM has something of a card, or is about to, by card."""
         users: dict[str, str] = {}
         for vm in self.fleet.vms.values():
-            chosen = vm.choices if vm.phase is not Phase.DOWN else ()
-            cards = {owned.card for owned in vm.record.slices} | {it.card for it in chosen}
+            cards = {owned.card for owned in vm.record.slices} | {it.card for it in vm.promised}
             users |= dict.fromkeys(cards, f"VM {vm.name}")
         return users
 
@@ -211,9 +210,9 @@ class Reconciler:
                 vm.media_tried = vm.vm
                 self.nursery.start_soon(change_media, vm, self.fleet.workshop)
             case ChangeGpus():
-                choices = self.fleet.allocation.choices_for(vm.name)
+                vm.choices = self.fleet.allocation.choices_for(vm.name)
                 vm.changing_gpus = True
-                self.nursery.start_soon(change_gpus, vm, self.fleet.workshop, choices)
+                self.nursery.start_soon(change_gpus, vm, self.fleet.workshop)
             case ReleaseDevices():
                 self._release(vm)
             case ForgetVm(because=because):

@@ -13,10 +13,12 @@ from arcsup.host.inventory import observe_host
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.model import VmName
 from arcsup.offline import plan_for_host
+from arcsup.plan.lifecycle import Step
 from arcsup.spec.config import Config
 from arcsup.spec.identity import derive_mac
 from arcsup.steps import list_steps
 from arcsup.vm.slices import slice_devices
+from arcsup.vm.supervise import begin
 from tests.small_host import SmallHost
 from tests.vm_samples import make_vm
 
@@ -100,6 +102,25 @@ async def test_what_a_vm_had_stays_with_it(host: SmallHost) -> None:
 
     assert [it.id for it in vf_of(host, TWO)] == [VFS[1]]
     assert [it.id for it in vf_of(host, ONE)] == [VFS[0]]
+
+
+async def test_what_a_start_is_about_to_take_is_kept_from_others_until_the_record_says_it(
+    host: SmallHost,
+) -> None:
+    host.drop("two", "gpus: [{mdevType: mbochs-large}]\nnetworks: [{type: vf}]\n")
+    await host.plan()
+    two = host.fleet.vms[TWO]
+    two.choices = host.fleet.allocation.choices_for(TWO)
+    begin(two, "autostart")
+    host.drop("one", "gpus: [{mdevType: mbochs-large, count: 4}]\nnetworks: [{type: vf}]\n")
+    await host.plan()
+
+    assert host.fleet.allocation.choices_for(TWO) == two.choices
+    assert "gpus[3]" in host.fleet.allocation.awaited_by(ONE)
+
+    two.step(Step.END)
+    await host.plan()
+    assert host.fleet.allocation.awaited_by(ONE) == ""
 
 
 def _owned(address: str, slot: int, mac: str | None = "52:54:00:00:00:01") -> OwnedSlice:

@@ -421,3 +421,19 @@ def test_the_survey_tells_of_each_type_why_it_was_not_chosen() -> None:
     assert [name for name, verdict in said.items() if verdict.chosen] == ["1Q"]
     assert said["1B"].why == "its name does not end in Q"
     assert said["2Q"].why == "more video memory than maxVRam 2000 MiB"
+
+
+@pytest.mark.parametrize("optional", [False, True])
+def test_what_a_start_under_way_is_about_to_take_is_nobody_elses(optional: bool) -> None:
+    """Not even that of a VM that runs, or whose name comes first."""
+    request = GpuRequest(kind=GpuKind.VF, optional=optional)
+    got = chosen(choose((sriov(),), vm(B, request))[B, 0])
+    mine = Held(got.backend, got.card, got.parent, got.type, got.id, in_use=True)
+    used = Held(Backend.SRIOV, SECOND, SECOND, None, "0000:41:00.1", in_use=True)
+    others = [vm(A, GpuRequest(kind=GpuKind.VF), GpuRequest(kind=GpuKind.VF))]
+
+    for held in ({(B, 0): mine}, {(B, 0): mine, (A, 0): used}):
+        outcomes = choose((sriov(),), *others, vm(B, request), held=held)
+        assert chosen(outcomes[B, 0]).id == got.id
+        ids = [it.id for it in outcomes.values() if isinstance(it, Choice)]
+        assert len(set(ids)) == len(ids)

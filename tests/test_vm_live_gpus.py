@@ -141,8 +141,8 @@ async def start(host: SmallHost, world: World, gpus: tuple[GpuRequest, ...]) -> 
 async def change(host: SmallHost, vm: ManagedVm, gpus: tuple[GpuRequest, ...]) -> None:
     vm.asked = evolve(vm.asked, gpus=gpus)
     assert wants_change(vm)
-    choices = [choice(slot, request) for slot, request in enumerate(gpus)]
-    await change_gpus(vm, host.fleet.workshop, choices)
+    vm.choices = tuple(choice(slot, request) for slot, request in enumerate(gpus))
+    await change_gpus(vm, host.fleet.workshop)
 
 
 def check(vm: ManagedVm, world: World, count: int) -> None:
@@ -186,9 +186,10 @@ async def test_a_daemon_killed_at_any_step_loses_and_leaks_none(
         mortal = evolve(host.fleet.workshop, records=records)
         world.steps_to_live = steps
         vm.asked = evolve(vm.asked, gpus=(SMALL,) * after)
-        choices = [choice(slot, SMALL) for slot in range(after)]
+        choices = tuple(choice(slot, SMALL) for slot in range(after))
         try:
-            await change_gpus(vm, mortal, choices)
+            vm.choices = choices
+            await change_gpus(vm, mortal)
             died = False
         except DaemonDies:
             died = True
@@ -208,7 +209,7 @@ async def go_on(
     before: ManagedVm,
     world: World,
     gpus: tuple[GpuRequest, ...],
-    choices: list[SliceChoice],
+    choices: tuple[SliceChoice, ...],
 ) -> None:
     """Let the next daemon take over the VM from what is on disk."""
     host.open()
@@ -219,7 +220,8 @@ async def go_on(
     vm.asked = evolve(before.vm, gpus=gpus)
     vm.phase, vm.qmp = Phase.RUNNING, FakeQemu(world, vm)
     if wants_change(vm):
-        await change_gpus(vm, host.fleet.workshop, choices)
+        vm.choices = choices
+        await change_gpus(vm, host.fleet.workshop)
 
 
 async def test_what_qemu_refuses_is_given_back_and_stays_pending_with_its_words(

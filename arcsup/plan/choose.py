@@ -36,6 +36,8 @@ from arcsup.plan.refusals import Explainer
 from arcsup.plan.room import CardRoom
 from arcsup.plan.sticky import MdevIds, Present, find_present, keep_slices
 
+FORMER = "where it was before"
+
 
 def assign(
     requests: Iterable[VmRequests],
@@ -107,6 +109,8 @@ class Planner:
         for place, choice in self.kept.items():
             self._settle(Decision(place, frozenset(), choice, None))
         for turn in self.turns:
+            self._keep_promised(turn)
+        for turn in self.turns:
             self._plan_required(turn)
         for turn in self.turns:
             self._plan_optional(turn)
@@ -123,6 +127,16 @@ class Planner:
         for (name, slot), request in self.spared.items():
             outcomes[name, slot] = explainer.spare(request, lacking[name])
         return Assignment(dict(sorted(outcomes.items())))
+
+    def _keep_promised(self, turn: _Turn) -> None:
+        """Give a QEMU that is being started what it is about to take, before anybody chooses."""
+        self.candidates.vm = turn.vm.name
+        for slot, request in turn.slots:
+            place = (turn.vm.name, slot)
+            promised = place in self.held and self.held[place].in_use
+            take = self._find_former(place, request) if promised else None
+            if place not in self.kept and take is not None:
+                self._carry_out(turn, take, FORMER)
 
     def _plan_required(self, turn: _Turn) -> None:
         takes: list[_Take] = []
@@ -155,7 +169,7 @@ class Planner:
         return [
             (slot, request)
             for slot, request in turn.slots
-            if request.optional is optional and (turn.vm.name, slot) not in self.kept
+            if request.optional is optional and (turn.vm.name, slot) not in self.chosen
         ]
 
     def _choose(
@@ -165,8 +179,7 @@ class Planner:
         self.candidates.vm = turn.vm.name
         nodes = self._nodes(turn)
         take = self._find_former(place, request)
-        preference = None
-        because = "where it was before"
+        preference, because = None, FORMER
         if take is None:
             found = None
             if request not in self._hopeless:
@@ -183,10 +196,20 @@ class Planner:
                 self._hopeless.add(request)
             self._settle(Decision(place, nodes, None, None))
             return None
-        choice = self._make_choice(turn.vm, take, because)
-        self._settle(Decision(place, nodes, choice, preference))
-        self.candidates.take(take.room, take.offer, take.parent, turn.vm.name)
+        self._carry_out(turn, take, because, nodes, preference)
         return take
+
+    def _carry_out(
+        self,
+        turn: _Turn,
+        take: _Take,
+        because: str,
+        nodes: frozenset[int] = frozenset(),
+        preference: Preference | None = None,
+    ) -> None:
+        choice = self._make_choice(turn.vm, take, because)
+        self._settle(Decision((turn.vm.name, take.slot), nodes, choice, preference))
+        self.candidates.take(take.room, take.offer, take.parent, turn.vm.name)
 
     def _settle(self, decision: Decision) -> None:
         if self.watch is not None:

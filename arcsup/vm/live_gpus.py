@@ -64,21 +64,21 @@ def wants_change(vm: ManagedVm) -> bool:
     )
 
 
-async def change_gpus(vm: ManagedVm, workshop: Workshop, choices: Sequence[SliceChoice]) -> None:
+async def change_gpus(vm: ManagedVm, workshop: Workshop) -> None:
     """Bring a running VM's GPUs in line with its file; what is refused is told and stays pending.
 
-    ``choices`` are the slices that were chosen for the file's version.
+    ``vm.choices`` are the slices that were chosen for the file's version.
     """
     wanted = vm.vm
     try:
-        await _change(vm, workshop, choices)
+        await _change(vm, workshop, vm.choices)
     except (ArcsupError, QMPError, OSError, trio.TooSlowError) as error:
         why = str(error) or "QEMU did not answer in time"
         vm.gpus_refused = wanted
         vm.set_condition("GpusChanged", "Refused", why, status=False)
         workshop.tell(vm.name, "gpus-refused", f"its GPUs stay as they were: {why}")
     finally:
-        vm.changing_gpus = False
+        vm.changing_gpus, vm.choices = False, ()
         workshop.changed()
 
 

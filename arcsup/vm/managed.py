@@ -133,7 +133,7 @@ class ManagedVm:
     """Set when its programs are in their control group, or cannot be."""
     adopted: bool = False
     choices: tuple[SliceChoice, ...] = ()
-    """The slices of host devices that it gets at its next start."""
+    """The slices of host devices that a start or a change under way is about to take."""
     gpu_node: int | None = None
     """The NUMA node of the first of them, None where nothing tells."""
     releasing: bool = False
@@ -155,6 +155,16 @@ class ManagedVm:
         """What is to run: what its file asks for, in the mode that the operator asked for."""
         mode = self.record.mode
         return self.asked if mode == NORMAL else in_mode(self.asked, mode)
+
+    @property
+    def promised(self) -> tuple[SliceChoice, ...]:
+        """What was chosen for it and is nobody else's, though its record may not name it yet."""
+        return self.choices if self.phase is Phase.STARTING or self.changing_gpus else ()
+
+    @property
+    def claims(self) -> tuple[OwnedSlice | SliceChoice, ...]:
+        """What its slots have, and over that what they are about to have."""
+        return (*self.record.slices_in_use, *self.promised)
 
     @property
     def name(self) -> VmName:

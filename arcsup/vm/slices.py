@@ -55,6 +55,7 @@ async def take_slices(
     stale = tuple(evolve(owned, left_over=True) for owned in unwanted)
     if taken or stale:
         await vm.save(workshop, slices=(*taken, *stale))
+    vm.choices = ()  # The record names them from here on.
     left = [owned for owned in stale if not await give_back(vm, workshop, owned)]
     for owned in taken:
         await _guard(vm, workshop, owned, create_slice(owned, sysfs))
