@@ -11,6 +11,7 @@ from pathlib import Path
 from arcsup.errors import Refused
 from arcsup.fleet import Fleet
 from arcsup.model import Hooks, Vm, VmName
+from arcsup.opening import open_named
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.mode import Mode, Purpose
 from arcsup.plan.plan import Intent
@@ -99,7 +100,7 @@ def _check_unshared(fleet: Fleet, file: Path, vm: Vm) -> None:
 def _check_hooks(file: Path, source: str) -> None:
     """Raise Refused unless root itself wrote these hooks: whoever asks names file and text."""
     try:
-        with file.open("rb") as stream:
+        with open_named(file) as stream:
             problem = tell_insecurity(os.fstat(stream.fileno()))
             if not problem and stream.read(len(source.encode()) + 1) != source.encode():
                 problem = "says something else than was sent"

@@ -13,7 +13,7 @@ import trio
 
 from arcsup.cli.image_list import format_size
 from arcsup.cli.progress import showing_progress
-from arcsup.errors import Transient
+from arcsup.errors import Terminal, Transient
 from arcsup.vm import image_changes, qemu_img
 from arcsup.vm.image_lock import hold_image
 from tests.cli_runner import Cli
@@ -358,6 +358,16 @@ async def test_nobody_opens_an_image_that_is_held(tmp_path: Path) -> None:
             held = subprocess.run([*argv, *options], capture_output=True, text=True, check=False)
             assert "lock" in held.stderr
     assert subprocess.run(argv, check=False).returncode == 0
+
+
+async def test_nobody_waits_for_an_image_that_is_a_pipe_by_now(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a")
+
+    with pytest.raises(Terminal, match="is a fifo, expected a file or a block device"):
+        async with hold_image(tmp_path / "a"):
+            pass
+    with pytest.raises(Terminal, match="is a fifo, expected a file or a block device"):
+        await qemu_img.observe_image(tmp_path / "a")
 
 
 async def test_a_replaced_image_is_held_until_its_last_opener_gave_up(tmp_path: Path) -> None:

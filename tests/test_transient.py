@@ -1,5 +1,7 @@
 """VMs from files that are not in the VM directory: what is refused before anything is recorded."""
 
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -61,3 +63,14 @@ async def test_another_name_is_not_held_up_by_it(tmp_path: Path) -> None:
     await start(host, tmp_path / "try.yaml", TRY.replace("try", "other"))
 
     assert list(host.fleet.vms) == ["other"]
+
+
+async def test_hooks_of_what_is_no_file_are_refused_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    host = SmallHost(tmp_path)
+    host.fleet.workshop.places = replace(host.places, system=True)
+    os.mkfifo(tmp_path / "try.yaml")
+
+    with pytest.raises(Refused, match="is a FIFO, expected a regular file"):
+        await start(host, tmp_path / "try.yaml", f"{TRY}hooks: {{preStart: [[/bin/true]]}}\n")
+
+    assert host.fleet.vms == {}

@@ -102,6 +102,7 @@ async def test_a_disk_that_is_there_is_not_touched(tmp_path: Path) -> None:
         (Disk("none"), "does not exist", "size"),
         (Disk("none", MiB(1), readonly=True), "does not exist", "read-only"),
         (Disk("none", base="no-base"), r"its base .*No such file", "base"),
+        (Disk("none", base="fifo"), r"its base .*is a FIFO", "base"),
         (Disk("none", MiB(1), format=DiskFormat.RAW, base="raw"), "only qcow2", "qcow2"),
         (Disk("raw"), "is no qcow2 image", "format: raw"),
         (Disk("qcow2", format=DiskFormat.RAW), "is qcow2", "format: qcow2"),
@@ -167,6 +168,21 @@ def test_missing_media_and_boot_files_are_named(tmp_path: Path) -> None:
     ):
         with pytest.raises(Terminal, match=rf"{what}: .*No such file"):
             check_files(wrong, tmp_path)
+
+
+def test_nobody_waits_for_media_and_boot_files_that_are_pipes(tmp_path: Path) -> None:
+    (tmp_path / "there").touch()
+    os.mkfifo(tmp_path / "fifo")
+    vm = make_vm("a")
+
+    for wrong, what in (
+        (evolve(vm, cdroms=("fifo",)), r"cdroms\[0\]: .* a file or a block device"),
+        (evolve(vm, boot=Boot("fifo")), r"boot\.kernel: .* a regular file"),
+        (evolve(vm, boot=Boot("there", "fifo")), r"boot\.initrd: .* a regular file"),
+    ):
+        with pytest.raises(Terminal, match=what) as caught:
+            check_files(wrong, tmp_path)
+        assert "is a FIFO" in caught.value.message
 
 
 def test_a_missing_guest_tools_iso_is_made_by_a_verb(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Where a guest's sound goes, by its file and by what this QEMU has; and who may see it."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,11 @@ def test_a_password_that_no_client_could_send_is_refused(
         assert "tell-me" not in str(caught.value)
     with pytest.raises(Terminal, match="No such file"):
         check_password(display, tmp_path / "none")
+
+
+def test_nobody_waits_for_a_password_from_a_pipe(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "secret")
+    display = Display(DisplayType.VNC, port=5901, password_file="secret")
+
+    with pytest.raises(Terminal, match="secret: is a FIFO, expected a regular file"):
+        check_password(display, tmp_path)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from attrs import frozen
 
+from arcsup.opening import name_kind
 from arcsup.spec.nodes import LARGEST_FILE
 
 YOUNG = 0.1
@@ -159,9 +160,7 @@ def _why_not_opened(path: Path, error: OSError) -> str:
 def _why_not_usable(status: os.stat_result) -> str:
     mode = status.st_mode
     if not stat.S_ISREG(mode):
-        kinds = {stat.S_IFDIR: "directory", stat.S_IFIFO: "FIFO", stat.S_IFSOCK: "socket"}
-        kind = kinds.get(stat.S_IFMT(mode), "device")
-        return f"is a {kind}, expected a regular file"
+        return f"is a {name_kind(mode)}, expected a regular file"
     if status.st_size > LARGEST_FILE:
         return f"is longer than {LARGEST_FILE >> 20} MiB"
     return ""

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from arcsup.errors import Terminal
 from arcsup.model import Argv, Disk, DiskBus, DiskFormat, Vm
+from arcsup.opening import open_named
 from arcsup.vm.capabilities import Capabilities
 from arcsup.vm.image_files import create_folder_of, has_qcow2_magic, part_of, publish
 from arcsup.vm.options import Slot, escape, on_off, pci_place
@@ -76,15 +77,16 @@ async def create_missing_disks(vm: Vm, images: Path) -> None:
 
 def check_files(vm: Vm, images: Path) -> None:
     """Raise Terminal for a CD-ROM image or a direct boot file that cannot be read."""
-    wanted = [(f"cdroms[{index}]", path) for index, path in enumerate(vm.cdroms)]
+    wanted = [(f"cdroms[{index}]", path, True) for index, path in enumerate(vm.cdroms)]
     if vm.boot is not None:
-        wanted.append(("boot.kernel", vm.boot.kernel))
+        wanted.append(("boot.kernel", vm.boot.kernel, False))
         if vm.boot.initrd is not None:
-            wanted.append(("boot.initrd", vm.boot.initrd))
-    for what, path in wanted:
+            wanted.append(("boot.initrd", vm.boot.initrd, False))
+    for what, path, is_medium in wanted:
         whole = resolve_image(path, images)
         try:
-            whole.open("rb").close()
+            with open_named(whole, or_block_device=is_medium) as stream:
+                stream.read(1)  # A drive can be opened without a disc in it.
         except OSError as error:
             raise Terminal(
                 f"{what}: {whole}: {error.strerror}",
@@ -108,7 +110,7 @@ def _is_there(path: Path, what: str) -> bool:
 
 def _check_image(path: Path, disk: Disk, what: str) -> None:
     try:
-        with path.open("rb") as image:
+        with open_named(path, or_block_device=True) as image:
             is_qcow2 = has_qcow2_magic(image)
     except OSError as error:
         raise Terminal(f"{what}: {error.strerror}", hint="check its owner and its mode") from error
@@ -174,7 +176,7 @@ def _overlay_options(disk: Disk, images: Path, what: str) -> Argv:
         raise Terminal(f"{what}: only qcow2 can have a base", hint="say format: qcow2")
     base = resolve_image(disk.base or "", images)
     try:
-        with base.open("rb") as image:
+        with open_named(base, or_block_device=True) as image:
             is_qcow2 = has_qcow2_magic(image)
     except OSError as error:
         raise Terminal(

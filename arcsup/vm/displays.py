@@ -18,6 +18,7 @@ from arcsup.model import (
     Viewing,
     Vm,
 )
+from arcsup.opening import open_named
 from arcsup.vm.capabilities import Capabilities
 from arcsup.vm.options import Slot, escape, pci_place
 
@@ -99,7 +100,7 @@ def check_password(display: Display, images: Path) -> None:
         return
     file = images / display.password_file
     try:
-        with file.open("rb") as stream:
+        with open_named(file) as stream:
             password = stream.read(LONGEST_PASSWORD + 1)
     except OSError as error:
         raise Terminal(

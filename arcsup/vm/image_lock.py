@@ -16,6 +16,7 @@ from pathlib import Path
 import trio
 
 from arcsup.errors import Terminal
+from arcsup.opening import open_named
 from arcsup.vm.process import find_processes_holding
 from arcsup.vm.qemu_img import in_use
 
@@ -38,16 +39,14 @@ async def hold_image(path: Path) -> AsyncIterator[None]:
     Raises Refused when somebody has it open, Terminal for a file that cannot be opened.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stream = open_named(path, or_block_device=True)
     except OSError as error:
         raise Terminal(f"{path}: {(error.strerror or str(error)).lower()}") from error
-    try:
-        if not _acquire(descriptor, path):
+    with stream:
+        if not _acquire(stream.fileno(), path):
             raise in_use(path)
         yield
-        await _outlast_openers(descriptor, path)
-    finally:
-        os.close(descriptor)
+        await _outlast_openers(stream.fileno(), path)
 
 
 def _acquire(descriptor: int, path: Path) -> bool:

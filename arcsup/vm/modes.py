@@ -4,6 +4,7 @@ from pathlib import Path
 
 from arcsup.errors import Refused, SpecError
 from arcsup.model import DiskFormat, Vm
+from arcsup.opening import open_named
 from arcsup.places import Places
 from arcsup.plan.mode import Mode, Purpose
 from arcsup.vm.disks import GUEST_TOOLS, resolve_image
@@ -29,7 +30,7 @@ def check_mode(mode: Mode, vm: Vm, file: Path, places: Places, *, again: bool) -
 
 def _check_medium(medium: str) -> None:
     try:
-        with open(medium, "rb") as stream:
+        with open_named(Path(medium), or_block_device=True) as stream:
             stream.read(1)
     except OSError as error:
         raise Refused(

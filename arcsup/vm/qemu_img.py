@@ -18,6 +18,7 @@ import trio
 from attrs import frozen
 
 from arcsup.errors import Refused, Terminal, Transient
+from arcsup.opening import open_named
 from arcsup.vm.image_files import has_iso_magic, has_qcow2_magic
 from arcsup.vm.process import find_processes_holding
 from arcsup.vm.programs import kill_at_once, run_program
@@ -81,7 +82,7 @@ async def observe_image(path: Path) -> Image:
 def find_format(path: Path) -> str:
     """Return iso, qcow2 or raw; QEMU's other formats are not arcsup's. Raises Terminal."""
     try:
-        with path.open("rb") as image:
+        with open_named(path, or_block_device=True) as image:
             if has_qcow2_magic(image):
                 return "qcow2"
             return "iso" if has_iso_magic(image) else "raw"
