@@ -138,6 +138,48 @@ def test_the_base_of_a_linked_clone_in_a_file_is_told() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "hostpci0: 0000:01:00.0;0000:01:00.1,x-vga=1\n",
+        "hostpci0: host=01:00.0;01:00.1,x-vga=1\n",
+        "hostpci0: 01:00.1\nhostpci1: 0000:01:00.0,x-vga=1\n",
+    ],
+)
+def test_the_functions_of_one_card_are_one_gpu_and_the_others_are_told(text: str) -> None:
+    imported, vm = convert(text)
+
+    assert vm.gpus == (GpuRequest(GpuKind.PASSTHROUGH, address=PciAddress("0000:01:00.0")),)
+    assert "0000:01:00.1 comes along with 0000:01:00.0 as its sound or USB" in imported.text
+
+
+def test_a_slot_without_a_function_is_the_first_one_and_the_others_are_told() -> None:
+    imported, vm = convert("hostpci0: 01:00,x-vga=1\n")
+
+    assert vm.gpus == (GpuRequest(GpuKind.PASSTHROUGH, address=PciAddress("0000:01:00.0")),)
+    assert [str(note) for note in imported.notes] == [
+        "hostpci0: all functions of 01:00: here 0000:01:00.0, its sound and its USB",
+        "hostpci0: x-vga: is not carried over",
+    ]
+
+
+def test_virtual_functions_of_one_slot_are_requests_of_their_own() -> None:
+    _, vm = convert("hostpci0: 41:01.0;41:01.1\n")
+
+    assert vm.gpus == (
+        GpuRequest(GpuKind.VF, address=PciAddress("0000:41:01.0")),
+        GpuRequest(GpuKind.VF, address=PciAddress("0000:41:01.1")),
+    )
+
+
+def test_a_device_that_may_be_no_gpu_is_told() -> None:
+    imported, _ = convert("hostpci0: 03:00.0\nhostpci1: 03:02.0\n")
+
+    first, second = (str(note) for note in imported.notes)
+    assert first.startswith("hostpci0: 0000:03:00.0 is taken for a whole device: a GPU's virtual")
+    assert second.startswith("hostpci1: 0000:03:02.0 is taken for a GPU's virtual function: a ne")
+
+
 def test_a_device_whose_name_has_a_dot_is_a_raw_disk() -> None:
     _, vm = convert("scsi0: /dev/disk/by-id/ata-Disk_1.5\n")
 

@@ -11,7 +11,7 @@ from urllib.parse import unquote
 
 from arcsup.spec.draft import At, Draft, Keys, Value, make_name
 from arcsup.spec.faults import Mark, Problems
-from arcsup.spec.proxmox_devices import DEVICES, finish_devices
+from arcsup.spec.proxmox_devices import DEVICES, find_functions, finish_devices
 from arcsup.spec.proxmox_machine import Entry, Machine
 from arcsup.spec.qemu_arguments import sift_options
 
@@ -38,7 +38,8 @@ def looks_like_proxmox(text: str) -> bool:
 def translate_proxmox(text: str) -> Draft:
     """Return the native draft of a qm.conf. Raises Problems."""
     draft = Draft(mark=Mark())
-    machine = Machine(_read_lines(text, draft), draft)
+    entries = _read_lines(text, draft)
+    machine = Machine(entries, find_functions(entries), draft)
     _translate_identity(machine)
     _translate_cpus(machine)
     for key, entry in machine.entries.items():

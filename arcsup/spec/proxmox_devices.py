@@ -1,9 +1,10 @@
 """The devices of Proxmox VE's qm.conf in arcsup's words. Source: qm.conf(5), storage.cfg."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from arcsup.spec.draft import At, Keys, Value
+from arcsup.spec.pci_functions import ask_for_function
 from arcsup.spec.proxmox_machine import Entry, Machine
 
 _FOLDERS = {"local": "/var/lib/vz"}
@@ -119,15 +120,47 @@ def _translate_hostpci(machine: Machine, entry: Entry) -> None:
         )
         return
     mdev = named.pop("mdev", "")
-    for address in host.split(";"):
-        whole = address if "." in address else f"{address}.0"
-        gpu: Keys = {"kind": "passthrough", "address": At(whole, entry.mark)}
-        if mdev:
-            gpu = {"kind": "vgpu", "mdevType": mdev, "parent": At(whole, entry.mark)}
-        machine.gpus.append(At(gpu, entry.mark))
+    if mdev:
+        parent = At(_whole_address(host), entry.mark)
+        vgpu: Keys = {"kind": "vgpu", "mdevType": mdev, "parent": parent}
+        machine.gpus.append(At(vgpu, entry.mark))
+    else:
+        _pass_functions(machine, entry, host.split(";"), is_gpu=named.get("x-vga") == "1")
     lost = [key for key in named if (key, named[key]) not in {("pcie", "1"), ("rombar", "1")}]
     if lost:
         machine.note(entry, f"{', '.join(lost)}: is not carried over")
+
+
+def _pass_functions(machine: Machine, entry: Entry, hosts: list[str], *, is_gpu: bool) -> None:
+    for host in hosts:
+        address = _whole_address(host)
+        if "." not in host:
+            machine.note(entry, f"all functions of {host}: here {address}, its sound and its USB")
+        gpu = ask_for_function(
+            address,
+            entry.mark,
+            machine.functions,
+            lambda message: machine.note(entry, message),
+            is_gpu=is_gpu,
+        )
+        if gpu is not None:
+            machine.gpus.append(At(gpu, entry.mark))
+
+
+def _whole_address(host: str) -> str:
+    """Return the address of a function, the first for a slot."""
+    address = (host if "." in host else f"{host}.0").lower()
+    return f"0000:{address}" if address.count(":") == 1 else address
+
+
+def find_functions(entries: Mapping[str, Entry]) -> frozenset[str]:
+    """Return the addresses of all functions that a file passes."""
+    found: set[str] = set()
+    for key, entry in entries.items():
+        if key.rstrip("0123456789") == "hostpci":
+            first, named = entry.parts()
+            found.update(_whole_address(host) for host in named.get("host", first).split(";"))
+    return frozenset(found)
 
 
 def _translate_usb(machine: Machine, entry: Entry) -> None:

@@ -27,9 +27,13 @@ class Entry:
 
 @define
 class Machine:
-    """The entries of a file by key, and the lists that the native file has."""
+    """The entries of a file by key, and the lists that the native file has.
+
+    ``functions`` are the addresses of all PCI functions that the file passes.
+    """
 
     entries: dict[str, Entry]
+    functions: frozenset[str]
     draft: Draft
     disks: dict[str, Value] = field(factory=dict)
     cdroms: list[Value] = field(factory=list)
