@@ -1,13 +1,10 @@
 """A VM never goes on without a device that it asked for."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 from attrs import evolve
-from trio.testing import memory_stream_pair
 
 from arcsup.devices import Backend
 from arcsup.errors import Terminal
@@ -18,25 +15,12 @@ from arcsup.vm.launch import HEADER, bring_up
 from arcsup.vm.managed import ManagedVm
 from arcsup.vm.monitor import look
 from arcsup.vm.presence import verify_slices
-from arcsup.vm.qmp import Qmp
 from arcsup.vm.record import Launch
+from tests.qmp_answers import Answers
 from tests.small_host import BOOT, SmallHost
 
 UUID = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
 SLICE = OwnedSlice(Backend.MDEV, 0, UUID, "mbochs", "mbochs", "mbochs-small", f"/sys/{UUID}")
-
-
-class Answers(Qmp):
-    """A monitor that answers from a table."""
-
-    def __init__(self, **answers: object) -> None:
-        super().__init__(memory_stream_pair()[0])
-        self.answers = answers
-        self.asked: list[str] = []
-
-    async def execute(self, command: str, arguments: Mapping[str, Any] | None = None) -> Any:
-        self.asked.append(command)
-        return self.answers[command.replace("-", "_")]
 
 
 def devices(*names: str) -> list[dict[str, str]]:

@@ -28,7 +28,7 @@ from arcsup.vm.clone_place import NewImage, new_image
 from arcsup.vm.disks import resolve_image
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.qemu_img import Report, change_image
-from arcsup.vm.qmp import Qmp
+from arcsup.vm.qmp import LONGEST_SENTENCE, Qmp, take_list, take_number, take_word
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +58,15 @@ class _Disk:
     node: str
     size: int
     room: int
+
+
+@frozen
+class _Job:
+    """A copy as QEMU tells of it: its state (QAPI type JobStatus), how far it is, what failed."""
+
+    status: str
+    percent: float
+    error: str
 
 
 async def clone_running(
@@ -94,10 +103,10 @@ async def clone_running(
 
 async def _observe_disk(vm: ManagedVm, workshop: Workshop, source: Path) -> _Disk:
     node = _find_node(vm, workshop, source)
-    for shown in await _ask(vm, "query-named-block-nodes"):
-        if shown.get("node-name") == node:
-            size = int(shown["image"]["virtual-size"])
-            return _Disk(node, size, min(size, _sum_layers(shown["image"])))
+    for shown in take_list(await _ask(vm, "query-named-block-nodes")):
+        if isinstance(shown, dict) and shown.get("node-name") == node:
+            size = take_number(shown.get("image"), "virtual-size")
+            return _Disk(node, size, min(size, _sum_layers(shown.get("image"))))
     raise Refused(f"{vm.name} has {source} no more", "`arcsup status` shows what it does")
 
 
@@ -111,10 +120,13 @@ def _find_node(vm: ManagedVm, workshop: Workshop, source: Path) -> str:
     raise Refused(f"{vm.name} does not write to {source}", "`arcsup image list` shows who does")
 
 
-def _sum_layers(image: Mapping[str, Any]) -> int:
+def _sum_layers(image: object) -> int:
     """Return how many bytes an image takes on the disk, with all that it builds upon."""
-    below = image.get("backing-image")
-    return int(image.get("actual-size", 0)) + (_sum_layers(below) if below else 0)
+    total = 0
+    while isinstance(image, dict):
+        total += take_number(image, "actual-size") if "actual-size" in image else 0
+        image = image.get("backing-image")
+    return total
 
 
 def _check_space(disk: _Disk, image: NewImage) -> None:
@@ -190,19 +202,24 @@ async def _follow(vm: ManagedVm, report: Report) -> None:
     """Tell how far the job is until it is done. Raises Terminal when it failed."""
     while True:
         job = await _find_job(vm)
-        if job is None or job.get("error"):
-            why = job["error"] if job else "its job is gone"
+        if job is None or job.error:
+            why = job.error if job else "its job is gone"
             raise Terminal(f"{vm.name}: QEMU did not finish the copy: {why}", "check the space")
-        if job["status"] == "concluded":
+        if job.status == "concluded":
             report(100.0)
             return
-        report(100.0 * job["current-progress"] / max(job["total-progress"], 1))
+        report(job.percent)
         await trio.sleep(LOOK)
 
 
-async def _find_job(vm: ManagedVm) -> dict[str, Any] | None:
-    jobs: list[dict[str, Any]] = await _ask(vm, "query-jobs")
-    return next((job for job in jobs if job["id"] == NAME), None)
+async def _find_job(vm: ManagedVm) -> _Job | None:
+    for job in take_list(await _ask(vm, "query-jobs")):
+        if take_word(job, "id") == NAME:
+            total = max(take_number(job, "total-progress"), 1)
+            percent = 100.0 * take_number(job, "current-progress") / total
+            error = take_word(job, "error") if isinstance(job, dict) and "error" in job else ""
+            return _Job(take_word(job, "status"), percent, error[:LONGEST_SENTENCE])
+    return None
 
 
 async def _end_clone(vm: ManagedVm) -> bool:
@@ -213,20 +230,25 @@ async def _end_clone(vm: ManagedVm) -> bool:
     left = False
     while (job := await _find_job(vm)) is not None:
         left = True
-        if job["status"] == "concluded":
+        if job.status == "concluded":
             await _ask(vm, "job-dismiss", {"id": NAME})
             break
-        if job["status"] != "aborting":
+        if job.status != "aborting":
             await _ask(vm, "job-cancel", {"id": NAME})
         await trio.sleep(LOOK)
     # The descriptor comes first and goes last: it tells whether there is a node.
-    for held in await _ask(vm, "query-fdsets"):
-        if any(it.get("opaque") == NAME for it in held["fds"]):
+    for held in take_list(await _ask(vm, "query-fdsets")):
+        if _is_ours(held):
             with suppress(ExecuteError):  # There is none, it had not come to that.
                 await _ask(vm, "blockdev-del", {"node-name": NAME})
                 left = True
-            await _ask(vm, "remove-fd", {"fdset-id": held["fdset-id"]})
+            await _ask(vm, "remove-fd", {"fdset-id": take_number(held, "fdset-id")})
     return left
+
+
+def _is_ours(fdset: object) -> bool:
+    fds = take_list(fdset.get("fds") if isinstance(fdset, dict) else None)
+    return any(isinstance(it, dict) and it.get("opaque") == NAME for it in fds)
 
 
 async def end_left_clone(vm: ManagedVm, workshop: Workshop) -> None:

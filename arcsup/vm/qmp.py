@@ -44,6 +44,9 @@ LONGEST_WORD = 64
 LONGEST_SENTENCE = 500
 """Characters that are kept of why QEMU refuses a command: it goes into events and logs."""
 
+LARGEST_NUMBER = 2**64
+"""One past what QAPI's integers hold; ours have no end, and no float has room for those."""
+
 CHUNK = 2**14
 """Bytes that are read at a time: what other tasks wait for while they are taken apart."""
 
@@ -89,7 +92,7 @@ class Qmp:
     async def add_descriptor(self, descriptor: int, opaque: str) -> str:
         """Give QEMU a descriptor; return the file name that it knows it by. Errors as above."""
         added = await self._execute("add-fd", {"opaque": opaque}, descriptor)
-        return f"/dev/fdset/{added['fdset-id']}"
+        return f"/dev/fdset/{take_number(added, 'fdset-id')}"
 
     async def _execute(
         self, command: str, arguments: Mapping[str, Any] | None, descriptor: int | None = None
@@ -196,21 +199,35 @@ def _as_error(command: Message, reply: Message) -> QMPError:
 
 async def query_status(qmp: Qmp) -> str:
     """Return QEMU's run state (QAPI type RunState). Raises QMPError."""
-    return _take_word(await qmp.execute("query-status"), "status")
+    return take_word(await qmp.execute("query-status"), "status")
 
 
 async def list_devices(qmp: Qmp) -> frozenset[str]:
     """Return the ids of the devices that were given one. Raises QMPError."""
     children = await qmp.execute("qom-list", {"path": "/machine/peripheral"})
-    if not isinstance(children, list):
-        raise NonsenseError("qom-list was answered with no list")
-    return frozenset(_take_word(child, "name") for child in children)
+    return frozenset(take_word(child, "name") for child in take_list(children))
 
 
-def _take_word(answer: object, key: str) -> str:
+def take_list(answer: object) -> list[object]:
+    """Return an answer that is a list. Raises NonsenseError."""
+    if not isinstance(answer, list):
+        raise NonsenseError("an answer is no list")
+    return answer
+
+
+def take_word(answer: object, key: str) -> str:
+    """Return one text of an answer. Raises NonsenseError."""
     if not isinstance(answer, dict) or not isinstance(answer.get(key), str):
         raise NonsenseError(f"an answer has no {key!r}")
     return str(answer[key])
+
+
+def take_number(answer: object, key: str) -> int:
+    """Return one number of an answer, none below 0. Raises NonsenseError."""
+    number = answer.get(key) if isinstance(answer, dict) else None
+    if not isinstance(number, int) or not 0 <= number < LARGEST_NUMBER:
+        raise NonsenseError(f"an answer has no {key!r}")
+    return number
 
 
 @asynccontextmanager

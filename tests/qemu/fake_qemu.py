@@ -68,11 +68,12 @@ def serve(client: socket.socket, ids: list[str], flood: str) -> None:
     answers: dict[str, object] = {
         "query-status": {"status": "running"},
         "qom-list": [{"name": name} for name in ids],
+        "query-jobs": [7] if flood == "odd jobs" else [],
     }
     asked, flooding = b"", False
     while True:
         if not flooding or select.select([client], [], [], 0)[0]:
-            asked += client.recv(4096) or os._exit(0)
+            asked += client.recv(4096) or end(flood)
         *lines, asked = asked.split(b"\n")
         for line in lines:
             command = json.loads(line)
@@ -83,13 +84,20 @@ def serve(client: socket.socket, ids: list[str], flood: str) -> None:
             if command["execute"] == "query-status" and flood == "nonsense":
                 answers = {"query-status": [7], "qom-list": {"name": 7}}
             elif command["execute"] == "query-status":
-                flooding = True
+                flooding = flood != "odd jobs"
         if not flooding:
             continue
         if flood == "standard error":
             os.write(2, b"I am out of sorts. " * 3000 + b"\n")
         else:
             client.sendall(FLOODS[flood])
+
+
+def end(flood: str) -> bytes:
+    """End with the session, or wait for the next daemon."""
+    if flood == "odd jobs":
+        raise ConnectionResetError
+    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -122,6 +122,18 @@ def test_what_a_monitor_says_beside_answers_is_bounded_and_the_vm_still_obeys(
         flooded.check_the_others()
 
 
+@pytest.mark.parametrize("flooded", ["odd jobs"], indirect=True)
+def test_a_qemu_whose_jobs_make_no_sense_still_obeys_the_next_daemon(flooded: Flooded) -> None:
+    daemon = flooded.daemon
+    daemon.kill()
+    daemon.start()
+
+    daemon.wait_for_event("bad", "monitor-silent")
+    daemon.call("stop", "bad", wait="60")
+
+    assert daemon.state_of("bad") == "stopped"
+
+
 @pytest.mark.parametrize("flooded", ["standard error"], indirect=True)
 def test_what_a_qemu_writes_without_end_is_thrown_away_and_told(flooded: Flooded) -> None:
     daemon = flooded.daemon
