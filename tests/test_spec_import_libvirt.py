@@ -102,6 +102,34 @@ def test_an_element_that_nobody_knows_is_listed() -> None:
     assert [n.path for n in imported.notes] == ["", "<future>", "<gadget>"]
 
 
+def hostdev(bus: int, slot: int, function: int) -> str:
+    address = f"<address domain='0x0' bus='{bus:#x}' slot='{slot:#x}' function='{function:#x}'/>"
+    return f"<hostdev mode='subsystem' type='pci'><source>{address}</source></hostdev>"
+
+
+def test_the_sound_of_a_card_comes_along_wherever_it_stands() -> None:
+    imported, vm = convert(domain(f"<devices>{hostdev(1, 0, 1)}{hostdev(1, 0, 0)}</devices>"))
+
+    assert vm.gpus == (GpuRequest(GpuKind.PASSTHROUGH, address=PciAddress("0000:01:00.0")),)
+    assert "<hostdev>: 0000:01:00.1 comes along with 0000:01:00.0" in imported.text
+
+
+def test_virtual_functions_of_one_slot_are_requests_of_their_own() -> None:
+    imported, vm = convert(domain(f"<devices>{hostdev(3, 2, 0)}{hostdev(3, 2, 1)}</devices>"))
+
+    assert vm.gpus == (
+        GpuRequest(GpuKind.VF, address=PciAddress("0000:03:02.0")),
+        GpuRequest(GpuKind.VF, address=PciAddress("0000:03:02.1")),
+    )
+    assert "comes along" not in imported.text
+
+
+def test_a_device_that_may_be_no_gpu_is_told() -> None:
+    imported, _ = convert(domain(f"<devices>{hostdev(3, 0, 0)}</devices>"))
+
+    assert "<hostdev>: 0000:03:00.0 is taken for a whole device: a GPU's virtual" in imported.text
+
+
 @pytest.mark.parametrize("end", ["&#10;", "&#13;", "&#x85;", "&#x2028;"])
 def test_what_a_note_quotes_cannot_go_on_as_a_key_of_the_file(end: str) -> None:
     source = f"<source network='a{end}hooks: {{preStart: [[/bin/sh]]}}{end}#'/>"

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from attrs import define, field
 
 from arcsup.spec.draft import At, Draft, Keys, Value
+from arcsup.spec.pci_functions import ask_for_function
 from arcsup.spec.xml_nodes import Element
 
 _OWN_WORK = frozenset(
@@ -24,21 +25,22 @@ _CHANNELS = frozenset({"org.qemu.guest_agent.0", "com.redhat.spice.0"})
 
 @define
 class _Lists:
-    """What the native file has lists of."""
+    """What the native file has lists of; ``functions`` are all that the domain passes."""
 
+    functions: frozenset[str]
     disks: list[Value] = field(factory=list)
     cdroms: list[Value] = field(factory=list)
     networks: list[Value] = field(factory=list)
     gpus: list[Value] = field(factory=list)
     shares: list[Value] = field(factory=list)
     usb: list[Value] = field(factory=list)
-    slots: set[str] = field(factory=set)
 
 
 def translate_devices(root: Element, draft: Draft) -> None:
     """Add the devices of a domain to its draft."""
-    lists = _Lists()
     devices = root.find("devices")
+    passed = root.find_all("devices/hostdev")
+    lists = _Lists(frozenset(_find_address(one) for one in passed))
     # Whether there can be sound depends on the display, which may come after it.
     elements = sorted(devices.children if devices else (), key=lambda one: one.tag != "graphics")
     for element in elements:
@@ -143,23 +145,32 @@ def _translate_hostdev(element: Element, draft: Draft, lists: _Lists) -> None:
 
 
 def _translate_function(element: Element, draft: Draft, lists: _Lists) -> None:
-    parts = [element.get("source/address", key) for key in ("domain", "bus", "slot", "function")]
-    numbers = [_hex(part or "0x0") for part in parts]
-    if any(number is None for number in numbers) or not parts[1]:
+    address = _find_address(element)
+    if not address:
         draft.refuse(element.mark, "<hostdev>", "expected a PCI address in <source>/<address>")
         return
-    domain, bus, slot, function = (number or 0 for number in numbers)
-    place = f"{domain:04x}:{bus:02x}:{slot:02x}"
-    if place in lists.slots:
-        message = f"{place}.{function:x} comes along: a device is passed with its companions"
-        draft.note(element.mark, "<hostdev>", message)
+    gpu = ask_for_function(
+        address,
+        element.mark,
+        lists.functions,
+        lambda message: draft.note(element.mark, "<hostdev>", message),
+    )
+    if gpu is None:
         return
-    lists.slots.add(place)
-    gpu: Keys = {"kind": "passthrough", "address": f"{place}.{function:x}"}
     for child in element.children:
         if child.tag == "rom" and (child.get("", "file") or child.get("", "bar") == "off"):
             draft.note(child.mark, "<hostdev>/<rom>", "is not carried over")
     lists.gpus.append(At(gpu, element.mark))
+
+
+def _find_address(element: Element) -> str:
+    """Return the PCI address of the host's device, "" where there is none."""
+    parts = [element.get("source/address", key) for key in ("domain", "bus", "slot", "function")]
+    numbers = [_hex(part or "0x0") for part in parts]
+    if any(number is None for number in numbers) or not parts[1]:
+        return ""
+    domain, bus, slot, function = (number or 0 for number in numbers)
+    return f"{domain:04x}:{bus:02x}:{slot:02x}.{function:x}"
 
 
 def _translate_usb(element: Element, draft: Draft, lists: _Lists) -> None:
