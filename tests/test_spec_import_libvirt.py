@@ -130,6 +130,15 @@ def test_a_device_that_may_be_no_gpu_is_told() -> None:
     assert "<hostdev>: 0000:03:00.0 is taken for a whole device: a GPU's virtual" in imported.text
 
 
+def test_a_network_cards_function_is_the_one_that_the_domain_names() -> None:
+    address = "<address type='pci' domain='0x0' bus='0x3' slot='0x2' function='0x1'/>"
+    interface = f"<interface type='hostdev'><source>{address}</source></interface>"
+
+    _, vm = convert(domain(f"<devices>{interface}</devices>"))
+
+    assert vm.networks == (Network(NetworkType.VF, parent=PciAddress("0000:03:02.1")),)
+
+
 @pytest.mark.parametrize("end", ["&#10;", "&#13;", "&#x85;", "&#x2028;"])
 def test_what_a_note_quotes_cannot_go_on_as_a_key_of_the_file(end: str) -> None:
     source = f"<source network='a{end}hooks: {{preStart: [[/bin/sh]]}}{end}#'/>"
@@ -149,6 +158,20 @@ def test_the_password_of_a_display_is_written_nowhere() -> None:
     imported, _ = convert((DATA / "build.xml").read_text())
 
     assert "secret" not in imported.text
+
+
+@pytest.mark.parametrize(
+    "inside",
+    [
+        "<source file='/a'><encryption format='luks'/></source>",
+        "<source file='/a'/><encryption format='qcow'/>",
+    ],
+)
+def test_an_encrypted_disk_is_refused(inside: str) -> None:
+    with pytest.raises(SpecError) as caught:
+        convert(domain(f"<devices><disk>{inside}</disk></devices>"))
+
+    assert "<disk>: is encrypted, and arcsup has no key: qemu-img convert it" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -71,6 +71,8 @@ def _translate_disk(element: Element, draft: Draft, lists: _Lists) -> None:
         draft.note(element.mark, what, f"is not carried over: a {kind} from a {where}")
         return
     disk: Keys = {"path": At(path, source.mark if source is not None else element.mark)}
+    for key in (*element.find_all("encryption"), *element.find_all("source/encryption")):
+        draft.refuse(key.mark, what, "is encrypted, and arcsup has no key: qemu-img convert it")
     image = element.get("driver", "type") or "raw"
     if image in {"raw", "qcow2"}:
         disk["format"] = image
@@ -83,7 +85,7 @@ def _translate_disk(element: Element, draft: Draft, lists: _Lists) -> None:
     if element.find("readonly") is not None:
         disk["readonly"] = True
     for child in element.children:
-        if child.tag in {"encryption", "iotune", "mirror", "transient", "shareable", "serial"}:
+        if child.tag in {"iotune", "mirror", "transient", "shareable", "serial"}:
             draft.note(child.mark, f"{what}/<{child.tag}>", "is not carried over")
     entry = At(disk, element.mark)
     # What boots first is first in arcsup's list.
@@ -102,8 +104,8 @@ def _translate_interface(element: Element, draft: Draft, lists: _Lists) -> None:
     elif kind == "ethernet" and element.get("target", "dev"):
         network |= {"type": "tap", "tap": element.get("target", "dev")}
     elif kind == "hostdev":
-        network |= {"type": "vf"}
-        draft.note(element.mark, "<interface>", "takes any free virtual function; parent names one")
+        address = _find_address(element)
+        network |= {"type": "vf", "parent": At(address, element.mark) if address else None}
     else:
         network |= {"type": "user"}
         if kind != "user":
