@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import trio
+from attrs import evolve
 
 from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
@@ -26,19 +27,29 @@ from arcsup.vm.disks import resolve_image
 from arcsup.vm.loans import Access, Loan, Terms, WantedFile, find_loans, lend, put_back
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.private_tmp import FOLDERS, needs_host_tmp
+from arcsup.vm.record import Launch
 from arcsup.vm.removal import remove_trees
 from arcsup.vm.resources import Needs
 from arcsup.vm.shares import check_share
 from arcsup.vm.tpm import TPM_LOG, tpm_folder
 
 
-def choose_account(vm: ManagedVm, workshop: Workshop) -> Account | None:
-    """Return whom a VM's programs run as; None for the daemon's own user. Raises Terminal."""
-    if workshop.accounts is None:
-        return None
-    others = (it.launch for it in workshop.records.known.values() if it.name != vm.name)
-    taken = {launch.account.uid for launch in others if launch and launch.account}
-    return workshop.accounts.choose(vm.name, taken)
+async def choose_account(vm: ManagedVm, workshop: Workshop, launch: Launch) -> Launch:
+    """Return the launch with whom its programs run as; None is the daemon's own user.
+
+    A user of its own is in the record before another VM chooses. Raises Terminal.
+    """
+    accounts = workshop.accounts
+    if accounts is None:
+        return launch
+    if not accounts.per_vm:
+        return evolve(launch, account=accounts.choose(vm.name, ()))
+    async with workshop.records.choosing:
+        others = (it.launch for it in workshop.records.known.values() if it.name != vm.name)
+        taken = {other.account.uid for other in others if other and other.account}
+        launch = evolve(launch, account=accounts.choose(vm.name, taken))
+        await vm.save(workshop, launch=launch)
+    return launch
 
 
 async def create_qemu_folder(places: Places, name: VmName) -> None:

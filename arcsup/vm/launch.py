@@ -82,7 +82,8 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     await run_hooks(vm, workshop, "preStart")
     by_iommufd = workshop.iommufd and await can_use_iommufd(vm.running, places)
     slices = await take_slices(vm, workshop, iommufd=by_iommufd)
-    account = choose_account(vm, workshop)
+    launch = await choose_account(vm, workshop, launch)
+    account = launch.account
     await create_files(vm.running, places)
     with ExitStack() as opened:
         held = [opened.enter_context(_locked(places.run_of(vm.name)))]
@@ -122,7 +123,7 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
             needs = evolve(needs, resources=evolve(needs.resources, taps=taps))
             open_folders(places, vm.name, needs.resources.sockets, account)
             private_tmp = await lend_belongings(vm, workshop, needs, account)
-            launch = evolve(launch, account=account, private_tmp=private_tmp)
+            launch = evolve(launch, private_tmp=private_tmp)
         return await _spawn(vm, workshop, launch, needs, held)
 
 

@@ -143,12 +143,13 @@ class RecordStore:
     """The directory of records. Writes of one VM never overtake each other.
 
     ``known`` is what is on disk; ``lending`` is held while files change owners, which two VMs may
-    share.
+    share, ``choosing`` while one of them takes a user that nobody else may have.
     """
 
     def __init__(self, directory: Path) -> None:
         self.known: dict[VmName, Record] = {}
         self.lending = trio.Lock()
+        self.choosing = trio.Lock()
         self._directory = directory
         self._directory_file = directory.parent / "vm-directory.json"
         self._locks: dict[VmName, trio.Lock] = {}
