@@ -153,7 +153,9 @@ class Operator:
             raise Refused(f"{name} is up already, without{words}", f"arcsup stop {name} first")
         # Asked for without a word about the mode, what is up stays as it is.
         kept = vm.record.mode if vm.phase is not Phase.DOWN else mode
-        await self._want(vm, Intent.RUN, f"asked to start it{words}", fresh=True, mode=kept)
+        asked = f"asked to start it{words}"
+        # A stop that it comes before is not carried out, and what that was to keep goes with it.
+        await self._want(vm, Intent.RUN, asked, fresh=True, mode=kept, save=False)
 
     async def submit(
         self, file: Path, source: str, mode: Mode = NORMAL, answers: Answers | None = None

@@ -140,7 +140,7 @@ async def _undo(vm: ManagedVm, workshop: Workshop) -> None:
     """Half started is not failed: it is undone, and costs nothing."""
     await _tidy_up(vm, workshop)
     await remove_overlays(vm.name, workshop.places)
-    await vm.save(workshop, launch=None)
+    await vm.save(workshop, launch=None, save=False)
     vm.running = None
     vm.step(Step.END)
     workshop.tell(vm.name, "undone", "a start that was interrupted was undone")
