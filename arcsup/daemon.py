@@ -44,13 +44,13 @@ from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
 from arcsup.reconcile import Reconciler, choose_accounts
 from arcsup.show import in_words
-from arcsup.shutdown import ask_for_time, host_goes_down
+from arcsup.shutdown import ask_for_time, host_goes_down, stop_all
 from arcsup.spec.config import Config
 from arcsup.vf_journal import VfJournal
 from arcsup.virtual_functions import VfKeeper
 from arcsup.vm.control_groups import choose_control_groups
 from arcsup.vm.logfiles import keep_logs_short
-from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
+from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.private_tmp import choose_private_tmp
 from arcsup.vm.record import RecordStore
 from arcsup.vm.viewer import Viewer, find_viewer
@@ -122,7 +122,7 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
             reconciler.ending = True
             if stop_vms or await host_goes_down(system=places.system):
                 nursery.start_soon(ask_for_time)
-                await _stop_all(fleet)
+                await stop_all(fleet)
             nursery.cancel_scope.cancel()
         # Only now: a copy of a disk that was cancelled is ended on the monitor of its VM.
         vms.cancel_scope.cancel()
@@ -221,16 +221,6 @@ async def _tell_status(fleet: Fleet) -> None:
     while True:
         running = sum(vm.phase is Phase.RUNNING for vm in fleet.vms.values())
         notify(STATUS=f"{running} of {len(fleet.vms)} VMs running")
-        await fleet.changed.wait()
-
-
-async def _stop_all(fleet: Fleet) -> None:
-    """Stop every VM, those that others come after last. The operator's intent stays as it is."""
-    while up := [vm for vm in fleet.vms.values() if vm.phase is not Phase.DOWN]:
-        needed = {name for vm in up for name in vm.vm.after}
-        # In a circle everybody is needed; then all stop at once.
-        for vm in [vm for vm in up if vm.name not in needed] or up:
-            vm.give_order(StopOrder("the daemon ends"))
         await fleet.changed.wait()
 
 

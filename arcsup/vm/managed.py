@@ -176,6 +176,11 @@ class ManagedVm:
         """Where its file is, or was."""
         return Path(self.record.source.file)
 
+    @property
+    def is_stuck(self) -> bool:
+        """Whether not even SIGKILL has ended its QEMU."""
+        return "Stuck" in self.conditions
+
     def step(self, step: Step, reason: str = "") -> None:
         """Move to the phase that follows; the table says which."""
         phase = advance(self.phase, step)

@@ -285,6 +285,7 @@ async def _climb(vm: ManagedVm, workshop: Workshop, process: Process, order: Sto
         vm.set_condition("Stuck", "Uninterruptible", why, status=True)
         vm.reason = why
         workshop.tell(vm.name, "stuck", why, pid=process.pid)
+        workshop.changed()
 
 
 def _note_rung(vm: ManagedVm, workshop: Workshop, taken: RungTaken) -> None:
