@@ -206,7 +206,7 @@ class Reconciler:
                 self.nursery.start_soon(supervise, vm, self.fleet.workshop)
             case StopVm(because=because, hard=hard):
                 vm.give_order(StopOrder(because, hard=hard))
-            case ChangeMedia():
+            case ChangeMedia() if vm.qmp is not None:
                 vm.media_tried = vm.vm
                 self.nursery.start_soon(change_media, vm, self.fleet.workshop)
             case ChangeGpus():
@@ -225,6 +225,8 @@ class Reconciler:
         async def release() -> None:
             try:
                 await release_slices(vm, self.fleet.workshop)
+            except ArcsupError as error:
+                await self._try_again([f"{error.message}; {error.hint}"])
             finally:
                 vm.releasing = False
                 self.dirty.mark("devices")

@@ -3,14 +3,22 @@
 from pathlib import Path
 
 import pytest
+import trio
+from trio.testing import MockClock
 
+from arcsup.control.metrics import Metrics
 from arcsup.devices import Backend
-from arcsup.errors import Stuck
+from arcsup.errors import NotRecorded, Stuck
+from arcsup.events.dirty import Dirty
 from arcsup.host.owned import OwnedSlice
 from arcsup.host.sysfs import Sysfs
 from arcsup.model import VmName
+from arcsup.reconcile import Reconciler
+from arcsup.vf_journal import VfJournal
+from arcsup.virtual_functions import VfKeeper
 from arcsup.vm import slices
 from arcsup.vm.managed import ManagedVm
+from arcsup.vm.record import Record
 from arcsup.vm.slices import release_slices, take_slices
 from tests.small_host import SmallHost
 
@@ -28,6 +36,36 @@ async def vm(tmp_path: Path) -> tuple[SmallHost, ManagedVm]:
     owned = OwnedSlice(Backend.VENDOR_VFIO, 0, VF, "0000:41:00.0", VF, "nvidia-1148", "")
     await vm.save(host.fleet.workshop, slices=(owned,))
     return host, vm
+
+
+async def test_a_disk_that_takes_no_record_of_what_is_back_ends_nothing(
+    vm: tuple[SmallHost, ManagedVm],
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    tmp_path: Path,
+) -> None:
+    host, one = vm
+    save, refusals = host.fleet.workshop.records.save, [NotRecorded("one.json: full", "make room")]
+
+    async def save_later(record: Record) -> None:
+        if refusals:
+            raise refusals.pop()
+        await save(record)
+
+    async def remove_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
+        pass
+
+    monkeypatch.setattr(slices, "remove_slice", remove_slice)
+    monkeypatch.setattr(host.fleet.workshop.records, "save", save_later)
+    dirty = Dirty()
+    async with trio.open_nursery() as nursery:
+        journal, ignore = VfJournal(tmp_path / "vfs", ""), lambda *_: None
+        keeper = VfKeeper(tmp_path, journal, ignore, ignore, nursery)
+        reconciler = Reconciler(host.fleet, dirty, Metrics("0"), nursery, 30.0, keeper)
+        reconciler._release(one)
+        assert "retry" in await dirty.wait(at_most=60)
+    assert one.record.slices, "it is tried again"
+    assert not one.releasing
 
 
 async def test_what_does_not_come_back_is_kept_in_the_record_and_keeps_nobody_from_starting(

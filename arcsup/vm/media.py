@@ -8,7 +8,7 @@ import trio
 from attrs import evolve
 from qemu.qmp import QMPError
 
-from arcsup.errors import Terminal
+from arcsup.errors import NotRecorded, Terminal, describe_os_error
 from arcsup.vm.belongings import lend_files
 from arcsup.vm.disks import resolve_image
 from arcsup.vm.loans import Access, WantedFile
@@ -40,7 +40,11 @@ async def change_media(vm: ManagedVm, workshop: Workshop) -> None:
         )
         workshop.tell(vm.name, "media-changed", f"cdroms[{index}] is {path}")
     vm.set_condition("MediaChanged", "Changed", "the drives hold what the file says", status=True)
-    await vm.save_running(workshop)
+    try:
+        await vm.save_running(workshop)
+    except NotRecorded as error:
+        # The next daemon changes them once more, to the same.
+        workshop.tell(vm.name, "trouble", error.message)
     workshop.changed()
 
 
@@ -55,6 +59,8 @@ async def _lend(vm: ManagedVm, workshop: Workshop, index: int, path: Path) -> st
         await lend_files(vm, workshop, (wanted,), launch.account, private_tmp=private_tmp)
     except Terminal as error:
         return f"{error.message} ({error.hint})"
+    except OSError as error:
+        return describe_os_error(error)
     return ""
 
 

@@ -44,6 +44,11 @@ def ask_to_restart(daemon: Daemon) -> bool:
     return is_refused(daemon, "restart", "one", "--no-wait")
 
 
+def name_other_media(daemon: Daemon) -> bool:
+    daemon.drop("one", VM + f"cdroms: [{daemon.top}/b.iso]\n")
+    return False
+
+
 def is_refused(daemon: Daemon, *arguments: str) -> bool:
     """What cannot be recorded is refused to who asks for it, in one line and what to do."""
     done = daemon.arcsup(*arguments)
@@ -71,6 +76,7 @@ SCENARIOS = {
     "stop": Scenario(ask_to_stop, was_up=True, outcome="stopped"),
     "restart": Scenario(ask_to_restart, was_up=True, outcome="running"),
     "removal": Scenario(remove_the_file, was_up=True, outcome="gone"),
+    "media": Scenario(name_other_media, was_up=True, outcome="running"),
 }
 
 
@@ -120,7 +126,9 @@ def play(top: Path, scenario: Scenario, how: str, at: int) -> list[str]:
         try:
             daemon.start()
             if scenario.was_up:
-                drop_the_file(daemon)
+                for image in ("a.iso", "b.iso"):
+                    (top / image).write_bytes(bytes(4096))
+                daemon.drop("one", VM + f"cdroms: [{top}/a.iso]\n")
                 daemon.wait_for("one", "running")
             before = daemon.qemus("one")
             go.touch()
@@ -132,7 +140,7 @@ def play(top: Path, scenario: Scenario, how: str, at: int) -> list[str]:
                     make_room(daemon.state)
             outcome = "running" if refused else scenario.outcome
             daemon.until(
-                lambda: (at or daemon.qemus("one") != before) and settled(daemon, outcome),
+                lambda: (at or has_begun(daemon, before)) and settled(daemon, outcome),
                 outcome,
             )
             check_nothing_else(daemon)
@@ -158,6 +166,10 @@ def make_room(state: Path) -> None:
     if os.statvfs(state).f_flag & os.ST_RDONLY:
         subprocess.run(["umount", "--lazy", state], check=True)
     (state / "filler").unlink(missing_ok=True)
+
+
+def has_begun(daemon: Daemon, before: list[int]) -> bool:
+    return daemon.qemus("one") != before or "EVENT=media-changed" in daemon.read_log()
 
 
 def settled(daemon: Daemon, outcome: str) -> bool:
