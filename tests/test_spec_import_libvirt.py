@@ -114,6 +114,14 @@ def test_the_sound_of_a_card_comes_along_wherever_it_stands() -> None:
     assert "<hostdev>: 0000:01:00.1 comes along with 0000:01:00.0" in imported.text
 
 
+def test_a_usb_device_on_a_bus_of_the_same_number_is_no_card() -> None:
+    usb = "<hostdev type='usb'><source><address bus='1' device='3'/></source></hostdev>"
+
+    _, vm = convert(domain(f"<devices>{usb}{hostdev(1, 0, 1)}</devices>"))
+
+    assert vm.gpus == (GpuRequest(GpuKind.PASSTHROUGH, address=PciAddress("0000:01:00.1")),)
+
+
 def test_virtual_functions_of_one_slot_are_requests_of_their_own() -> None:
     imported, vm = convert(domain(f"<devices>{hostdev(3, 2, 0)}{hostdev(3, 2, 1)}</devices>"))
 
@@ -152,6 +160,104 @@ def test_the_name_of_the_file_cannot_go_on_as_a_key() -> None:
     imported = import_vm(domain(""), Path("a\nautostart: true\n#.xml"))
 
     assert load_vm(imported.text, Path("box.yaml"), "0").autostart is False
+
+
+def test_of_a_plain_desktop_there_is_nothing_to_tell() -> None:
+    imported, vm = convert((DATA / "desktop.xml").read_text())
+
+    assert [str(note) for note in imported.notes] == [
+        "libvirt keeps elsewhere what starts by itself: autostart is false"
+    ]
+    assert vm.display == Display(DisplayType.SPICE)
+
+
+DISK = "<disk><source file='/a'/>{}<target dev='vda' bus='virtio'/></disk>"
+CARD = "<interface type='bridge'><source bridge='br0'/>{}</interface>"
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        (DISK.format("<driver cache='unsafe'/>"), "<disk> vda/<driver>: cache unsafe"),
+        (DISK.format("<driver discard='ignore'/>"), "<disk> vda/<driver>: discard ignore"),
+        (DISK.format("<serial>1</serial>"), "<disk> vda/<serial>"),
+        (DISK.format("<auth username='me'/>"), "<disk> vda/<auth>"),
+        (DISK.format("<blockio logical_block_size='4096'/>"), "<disk> vda/<blockio>"),
+        (DISK.format("<future/>"), "<disk> vda/<future>"),
+        ("<disk future='on'><source file='/a'/></disk>", "<disk>: future on"),
+        (CARD.format("<link state='down'/>"), "<interface>/<link>: state down"),
+        (CARD.format("<mtu size='9000'/>"), "<interface>/<mtu>"),
+        (CARD.format("<boot order='1'/>"), "<interface>/<boot>"),
+        (CARD.format("<virtualport type='openvswitch'/>"), "<interface>/<virtualport>"),
+        (CARD.format("<vlan><tag id='4'/></vlan>"), "<interface>/<vlan>"),
+        ("<graphics type='spice'><gl enable='yes'/></graphics>", "<graphics>/<gl>: enable yes"),
+        (
+            "<graphics type='vnc'/><graphics type='egl-headless'><gl rendernode='/r'/></graphics>",
+            "<graphics>/<gl>: rendernode /r",
+        ),
+        ("<video><model type='vga' heads='2'/></video>", "<video>/<model>: heads 2"),
+        ("<hostdev type='mdev' ramfb='on'/>", "<hostdev>: ramfb on"),
+        ("<tpm><backend type='emulator' version='1.2'/></tpm>", "<tpm>/<backend>: version 1.2"),
+        (
+            "<filesystem accessmode='mapped'><source dir='/a'/><target dir='a'/></filesystem>",
+            "<filesystem>: accessmode mapped",
+        ),
+        ("<input type='evdev'/>", "<input>: type evdev"),
+        ("<serial type='tcp'/>", "<serial>: type tcp"),
+        ("<memory model='dimm'/>", "<memory>"),
+        ("<disk type='network' device='cdrom'/>", "<disk>"),
+    ],
+)
+def test_what_changes_a_device_and_is_not_carried_over_is_listed(
+    device: str, expected: str
+) -> None:
+    imported, _ = convert(domain(f"<devices>{device}</devices>"))
+
+    assert any(str(note).startswith(f"{expected}: is not ca") for note in imported.notes)
+
+
+@pytest.mark.parametrize(
+    ("inside", "expected"),
+    [
+        ("<os><boot dev='network'/></os>", "<os>/<boot>: dev network: is not carried over"),
+        ("<os><boot dev='cdrom'/></os>", "<os>/<boot>: cdrom boots first there"),
+        ("<os><loader type='rom'>/bios</loader></os>", "<os>/<loader>: is not carried over"),
+        ("<os><bootmenu enable='yes'/></os>", "<os>/<bootmenu>: enable yes: is not carried over"),
+        (
+            "<cpu mode='custom'><model vendor_id='X'>host</model></cpu>",
+            "<cpu>/<model>: vendor_id X",
+        ),
+        ("<cpu><cache mode='passthrough'/></cpu>", "<cpu>/<cache>: is not carried over"),
+        ("<cpu><topology dies='2'/></cpu>", "<cpu>/<topology>: dies 2: is not carried over"),
+        ("<features><pmu state='off'/></features>", "<features>/<pmu>: is not carried over"),
+        ("<memoryBacking><locked/></memoryBacking>", "<memoryBacking>/<locked>: is not carried"),
+        ("<vcpu placement='auto'>2</vcpu>", "<vcpu>: placement auto: is not carried over"),
+        ("<clock><timer name='tsc'/></clock>", "<clock>/<timer>: name tsc: is not carried over"),
+        (
+            "<devices><disk device='cdrom'><source file='/a'/><boot order='1'/></disk></devices>",
+            "<disk>: boots first there: here disks do, then CD-ROMs",
+        ),
+        (
+            "<devices><graphics type='vnc' autoport='yes' listen='0.0.0.0'/></devices>",
+            "<graphics>: listens on 0.0.0.0 there: here on a unix socket",
+        ),
+    ],
+)
+def test_what_changes_the_machine_and_is_not_carried_over_is_listed(
+    inside: str, expected: str
+) -> None:
+    imported, _ = convert(domain(inside))
+
+    assert any(str(note).startswith(expected) for note in imported.notes)
+
+
+def test_disks_are_in_the_order_in_which_they_boot() -> None:
+    order = {"a": "", "b": "<boot order='3'/>", "c": "<boot order='2'/>"}
+    disks = "".join(f"<disk><source file='/{n}'/>{boot}</disk>" for n, boot in order.items())
+
+    _, vm = convert(domain(f"<devices>{disks}</devices>"))
+
+    assert [disk.path for disk in vm.disks] == ["/c", "/b", "/a"]
 
 
 def test_the_password_of_a_display_is_written_nowhere() -> None:

@@ -1,8 +1,8 @@
 """libvirt's domain XML in arcsup's words: the machine. ``libvirt_devices.py`` has the devices.
 
-Source: libvirt's "Domain XML format". Elements that only repeat what arcsup does by itself
-(controllers, the guest agent's channel, a serial console) are taken without a word; what is not
-known or means something else here is noted, never dropped in silence.
+Source: libvirt's "Domain XML format". What is carried over, or is arcsup's own work (controllers,
+the guest agent's channel, a serial console), is taken without a word, all else is noted:
+``libvirt_known.py``.
 """
 
 import re
@@ -12,6 +12,7 @@ from arcsup.spec.comments import Comments
 from arcsup.spec.draft import At, Draft, Keys, Value, make_name
 from arcsup.spec.faults import Problems
 from arcsup.spec.libvirt_devices import translate_devices
+from arcsup.spec.libvirt_known import note_rest
 from arcsup.spec.qemu_arguments import sift_options
 from arcsup.spec.xml_nodes import Element, compose_xml
 
@@ -21,9 +22,6 @@ _BYTES: dict[str, int] = {"b": 1, "bytes": 1} | {
     for ending, base in (("b", 1000), ("", 1024), ("ib", 1024))
 }
 MIB = 1 << 20
-
-_OWN_WORK = frozenset({"pm", "resource", "seclabel", "devices", "uuid", "name"})
-"""Elements that arcsup decides itself, or that are read elsewhere here."""
 
 
 def translate_libvirt(text: str) -> tuple[Draft, Comments]:
@@ -39,8 +37,7 @@ def translate_libvirt(text: str) -> tuple[Draft, Comments]:
         handler = _HANDLERS.get(element.tag)
         if handler is not None:
             handler(element, draft)
-        elif element.tag not in _OWN_WORK:
-            draft.note(element.mark, f"<{element.tag}>", "is not carried over")
+        note_rest(element, draft, element.tag)
     _join_cpus(root, draft)
     translate_devices(root, draft)
     if draft.problems:
@@ -111,64 +108,62 @@ def _translate_backing(element: Element, draft: Draft) -> None:
                 number = Element("page", page.mark, page.attributes, [], page.get("", "size"))
                 size = f"{read_mib(number, draft)}MiB"
             draft.keys["hugepages"] = At(size, child.mark)
-        elif child.tag not in {"source", "access"}:
-            draft.note(child.mark, f"<memoryBacking>/<{child.tag}>", "is not carried over")
 
 
 def _translate_os(element: Element, draft: Draft) -> None:
-    keys = draft.keys
+    for kind in element.find_all("type"):
+        _translate_machine(kind, draft)
+    _translate_firmware(element, draft)
+    boot: Keys = {
+        child.tag: At(child.text.strip(), child.mark)
+        for child in element.children
+        if child.tag in {"kernel", "initrd", "cmdline"}
+    }
+    if boot:
+        draft.keys["boot"] = At(boot, element.mark)
+    first = element.find("boot")
+    if first is not None and first.get("", "dev") == "cdrom":
+        message = "cdrom boots first there: here disks do, then CD-ROMs"
+        draft.note(first.mark, "<os>/<boot>", message)
+
+
+def _translate_machine(element: Element, draft: Draft) -> None:
+    machine = element.get("", "machine")
+    if machine in {"q35", ""} or machine.startswith("pc-q35-"):
+        draft.keys["machine"] = At(machine, element.mark) if machine else None
+    else:
+        draft.note(element.mark, "<os>/<type>", f"machine {machine} has no PCI Express: q35")
+    if element.get("", "arch") not in {"", "x86_64", "i686"}:
+        message = f"arch {element.get('', 'arch')} is not supported, expected x86_64"
+        draft.refuse(element.mark, "<os>/<type>", message)
+
+
+def _translate_firmware(element: Element, draft: Draft) -> None:
+    loader, nvram = element.find("loader"), element.find("nvram")
     secure = element.get("loader", "secure") == "yes" or any(
         (f.get("", "name"), f.get("", "enabled")) == ("secure-boot", "yes")
         for f in element.find_all("firmware/feature")
     )
-    boot: Keys = {}
-    for child in element.children:
-        if child.tag == "type":
-            machine = child.get("", "machine")
-            if machine in {"q35", ""} or machine.startswith("pc-q35-"):
-                keys["machine"] = At(machine, child.mark) if machine else None
-            else:
-                draft.note(child.mark, "<os>/<type>", f"machine {machine} has no PCI Express: q35")
-            if child.get("", "arch") not in {"", "x86_64", "i686"}:
-                message = f"arch {child.get('', 'arch')} is not supported, expected x86_64"
-                draft.refuse(child.mark, "<os>/<type>", message)
-        elif child.tag == "loader" and (
-            child.get("", "type") == "pflash" or element.get("", "firmware") == "efi"
-        ):
-            keys["firmware"] = At("uefi-secure" if secure else "uefi", child.mark)
-            if child.text.strip():
-                message = "is not carried over: arcsup finds the host's OVMF"
-                draft.note(child.mark, "<os>/<loader>", message)
-        elif child.tag == "nvram":
-            message = "is not carried over: the firmware's variables begin anew"
-            draft.note(child.mark, "<os>/<nvram>", message)
-        elif child.tag in {"kernel", "initrd", "cmdline"}:
-            boot[child.tag] = At(child.text.strip(), child.mark)
-        elif child.tag not in {"boot", "firmware", "bootmenu"}:
-            draft.note(child.mark, f"<os>/<{child.tag}>", "is not carried over")
-    if element.get("", "firmware") == "efi":
-        keys.setdefault("firmware", At("uefi-secure" if secure else "uefi", element.mark))
-    if boot:
-        keys["boot"] = At(boot, element.mark)
+    is_uefi = element.get("", "firmware") == "efi" or element.get("loader", "type") == "pflash"
+    if is_uefi:
+        mark = (loader or element).mark
+        draft.keys["firmware"] = At("uefi-secure" if secure else "uefi", mark)
+    if loader is not None and (loader.text.strip() or not is_uefi):
+        because = ": arcsup finds the host's OVMF" if is_uefi else ""
+        draft.note(loader.mark, "<os>/<loader>", f"is not carried over{because}")
+    if nvram is not None:
+        message = "is not carried over: the firmware's variables begin anew"
+        draft.note(nvram.mark, "<os>/<nvram>", message)
 
 
 def _translate_features(element: Element, draft: Draft) -> None:
-    for child in element.children:
-        if child.tag == "kvm":
-            for feature in child.children:
-                if feature.tag == "hidden" and feature.get("", "state") == "on":
-                    draft.keys["hideHypervisor"] = At(True, feature.mark)
-                elif feature.tag != "hidden":
-                    path = f"<features>/<kvm>/<{feature.tag}>"
-                    draft.note(feature.mark, path, "is not carried over")
-        elif child.tag == "hyperv":
-            draft.note(
-                child.mark,
-                "<features>/<hyperv>",
-                "arcsup sets what Windows needs itself; name others in cpus.model",
-            )
-        elif child.tag not in {"acpi", "apic", "pae", "smm", "vmport"}:
-            draft.note(child.mark, f"<features>/<{child.tag}>", "is not carried over")
+    hidden = element.find("kvm/hidden")
+    if hidden is not None and hidden.get("", "state") == "on":
+        draft.keys["hideHypervisor"] = At(True, hidden.mark)
+    hyperv = element.find("hyperv")
+    if hyperv is not None:
+        message = "arcsup sets what Windows needs itself; name others in cpus.model"
+        draft.note(hyperv.mark, "<features>/<hyperv>", message)
 
 
 def _translate_cpu(element: Element, draft: Draft) -> None:
@@ -186,9 +181,6 @@ def _translate_cpu(element: Element, draft: Draft) -> None:
         )
     elif features:
         draft.note(element.mark, "<cpu>/<feature>", "is not carried over: there is no <model>")
-    for child in element.children:
-        if child.tag not in {"model", "feature", "topology", "cache", "maxphysaddr"}:
-            draft.note(child.mark, f"<cpu>/<{child.tag}>", "is not carried over")
 
 
 _OFF = frozenset({"disable", "forbid"})
@@ -201,9 +193,6 @@ def _join_cpus(root: Element, draft: Draft) -> None:
     if topology is not None:
         for key in ("sockets", "cores", "threads"):
             keys[key] = At(_number(topology.get("", key) or "1"), topology.mark)
-        for key in ("dies", "clusters"):
-            if topology.get("", key) not in {"", "1"}:
-                draft.note(topology.mark, f"<cpu>/<topology>/{key}", "is not carried over")
     elif vcpu is not None:
         keys["cores"] = At(_number(vcpu.text.strip()), vcpu.mark)
     if vcpu is not None and vcpu.get("", "current") not in {"", vcpu.text.strip()}:
@@ -225,12 +214,6 @@ def _join_cpus(root: Element, draft: Draft) -> None:
 def _number(text: str) -> Value:
     """Return a number, or the text as it is for the reader to refuse."""
     return int(text) if re.fullmatch("[0-9]{1,9}", text) else text
-
-
-def _translate_cputune(element: Element, draft: Draft) -> None:
-    for child in element.children:
-        if child.tag != "vcpupin":
-            draft.note(child.mark, f"<cputune>/<{child.tag}>", "is not carried over")
 
 
 def _translate_numatune(element: Element, draft: Draft) -> None:
@@ -276,9 +259,7 @@ _HANDLERS: dict[str, Callable[[Element, Draft], None]] = {
     "memory": _translate_memory,
     "currentMemory": _note_current_memory,
     "memoryBacking": _translate_backing,
-    "vcpu": lambda _element, _draft: None,
     "cpu": _translate_cpu,
-    "cputune": _translate_cputune,
     "numatune": _translate_numatune,
     "os": _translate_os,
     "features": _translate_features,

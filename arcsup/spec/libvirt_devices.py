@@ -6,20 +6,16 @@ from collections.abc import Callable
 from attrs import define, field
 
 from arcsup.spec.draft import At, Draft, Keys, Value
+from arcsup.spec.libvirt_known import note_rest
 from arcsup.spec.pci_functions import ask_for_function
 from arcsup.spec.xml_nodes import Element
 
-_OWN_WORK = frozenset(
-    {
-        *("emulator", "controller", "input", "console", "serial", "memballoon", "rng", "panic"),
-        *("hub", "redirdev", "audio", "iommu", "parallel"),
-    }
-)
-"""Devices that every VM of arcsup has if it needs them."""
-
-_LOST = {"iommu", "parallel"}
 _BUSES = {"virtio": "virtio", "scsi": "scsi", "sata": "sata", "nvme": "nvme", "": "virtio"}
 _MODELS = {"virtio": "virtio", "e1000e": "e1000e", "rtl8139": "rtl8139", "": "rtl8139"}
+_UNORDERED = 1 << 32
+"""More than any boot order."""
+
+_LOOPBACK = frozenset({"", "127.0.0.1", "::1", "localhost"})
 _CHANNELS = frozenset({"org.qemu.guest_agent.0", "com.redhat.spice.0"})
 
 
@@ -39,16 +35,14 @@ class _Lists:
 def translate_devices(root: Element, draft: Draft) -> None:
     """Add the devices of a domain to its draft."""
     devices = root.find("devices")
-    passed = root.find_all("devices/hostdev")
+    passed = (one for one in root.find_all("devices/hostdev") if one.get("", "type") == "pci")
     lists = _Lists(frozenset(_find_address(one) for one in passed))
-    # Whether there can be sound depends on the display, which may come after it.
-    elements = sorted(devices.children if devices else (), key=lambda one: one.tag != "graphics")
-    for element in elements:
+    for element in sorted(devices.children if devices else (), key=_turn):
         handler = _HANDLERS.get(element.tag)
         if handler is not None:
             handler(element, draft, lists)
-        elif element.tag not in _OWN_WORK or element.tag in _LOST:
-            draft.note(element.mark, f"<{element.tag}>", "is not carried over")
+        else:
+            note_rest(element, draft, f"devices/{element.tag}")
     mark = devices.mark if devices is not None else root.mark
     for key in ("disks", "cdroms", "gpus", "shares", "usb"):
         if values := getattr(lists, key):
@@ -56,15 +50,24 @@ def translate_devices(root: Element, draft: Draft) -> None:
     draft.keys["networks"] = At(lists.networks, mark)
 
 
+def _turn(element: Element) -> tuple[bool, int]:
+    """Return when a device is looked at.
+
+    Displays come first, because whether there can be sound depends on them. A disk that boots
+    before others is before them in arcsup's list.
+    """
+    if element.tag != "disk":
+        return element.tag != "graphics", 0
+    return True, _hex(element.get("boot", "order")) or _UNORDERED
+
+
 def _translate_disk(element: Element, draft: Draft, lists: _Lists) -> None:
     source = element.find("source")
     kind = element.get("", "device") or "disk"
-    target = element.get("target", "dev")
-    path = (source.get("", "file") or source.get("", "dev")) if source is not None else ""
-    what = f"<disk> {target}".strip()
-    if kind == "cdrom":
-        if path:
-            lists.cdroms.append(At(path, element.mark))
+    path = element.get("source", "file") or element.get("source", "dev")
+    what = f"<disk> {element.get('target', 'dev')}".strip()
+    if kind == "cdrom" and (path or element.get("", "type") in {"", "file", "block"}):
+        _translate_cdrom(element, draft, lists, path)
         return
     if kind != "disk" or not path:
         where = element.get("", "type") or "file"
@@ -84,15 +87,19 @@ def _translate_disk(element: Element, draft: Draft, lists: _Lists) -> None:
         draft.note(element.mark, what, f"bus {bus} is sata here")
     if element.find("readonly") is not None:
         disk["readonly"] = True
-    for child in element.children:
-        if child.tag in {"iotune", "mirror", "transient", "shareable", "serial"}:
-            draft.note(child.mark, f"{what}/<{child.tag}>", "is not carried over")
-    entry = At(disk, element.mark)
-    # What boots first is first in arcsup's list.
+    lists.disks.append(At(disk, element.mark))
+    note_rest(element, draft, "devices/disk", what)
+
+
+def _translate_cdrom(element: Element, draft: Draft, lists: _Lists, path: str) -> None:
+    """Add a CD-ROM; an empty drive goes without a word."""
+    if not path:
+        return
+    what = f"<disk> {element.get('target', 'dev')}".strip()
     if element.get("boot", "order") == "1":
-        lists.disks.insert(0, entry)
-    else:
-        lists.disks.append(entry)
+        draft.note(element.mark, what, "boots first there: here disks do, then CD-ROMs")
+    lists.cdroms.append(At(path, element.mark))
+    note_rest(element, draft, "devices/disk", what)
 
 
 def _translate_interface(element: Element, draft: Draft, lists: _Lists) -> None:
@@ -119,10 +126,8 @@ def _translate_interface(element: Element, draft: Draft, lists: _Lists) -> None:
         network["model"] = _MODELS.get(model, "e1000e")
         if model not in _MODELS:
             draft.note(element.mark, "<interface>", f"model {model} is e1000e here")
-    for child in element.children:
-        if child.tag in {"vlan", "bandwidth", "filterref", "portForward", "ip", "route"}:
-            draft.note(child.mark, f"<interface>/<{child.tag}>", "is not carried over")
     lists.networks.append(At(network, element.mark))
+    note_rest(element, draft, "devices/interface")
 
 
 def _translate_hostdev(element: Element, draft: Draft, lists: _Lists) -> None:
@@ -138,6 +143,7 @@ def _translate_hostdev(element: Element, draft: Draft, lists: _Lists) -> None:
         )
         draft.note(element.mark, "<hostdev>", message)
         lists.gpus.append(At(gpu, element.mark))
+        note_rest(element, draft, "devices/hostdev")
     elif kind == "pci":
         _translate_function(element, draft, lists)
     elif kind == "usb":
@@ -159,10 +165,8 @@ def _translate_function(element: Element, draft: Draft, lists: _Lists) -> None:
     )
     if gpu is None:
         return
-    for child in element.children:
-        if child.tag == "rom" and (child.get("", "file") or child.get("", "bar") == "off"):
-            draft.note(child.mark, "<hostdev>/<rom>", "is not carried over")
     lists.gpus.append(At(gpu, element.mark))
+    note_rest(element, draft, "devices/hostdev")
 
 
 def _find_address(element: Element) -> str:
@@ -180,6 +184,7 @@ def _translate_usb(element: Element, draft: Draft, lists: _Lists) -> None:
     if vendor and product:
         usb: Keys = {"vendor": vendor, "product": product}
         lists.usb.append(At(usb, element.mark))
+        note_rest(element, draft, "devices/hostdev")
     else:
         message = "is not carried over: name it by vendor and product, or by bus and port"
         draft.note(element.mark, "<hostdev>", message)
@@ -197,21 +202,29 @@ def _translate_graphics(element: Element, draft: Draft, _: _Lists) -> None:
     shown = names.get(kind, "vnc")
     before = draft.keys.get("display")
     if isinstance(before, At):
-        if shown != "egl-headless":
+        if shown == "egl-headless":
+            note_rest(element, draft, "devices/graphics")
+        else:
             message = f"{kind} is not carried over: a VM has one display"
             draft.note(element.mark, "<graphics>", message)
         return
     display: Keys = {"type": shown}
-    port = element.get("", "port")
+    # A domain that runs has a port that libvirt has chosen.
+    port = element.get("", "port") if element.get("", "autoport") != "yes" else ""
+    listen = element.get("", "listen") or element.get("listen", "address")
     if shown != "egl-headless" and re.fullmatch("[1-9][0-9]{0,4}", port):
         display["port"] = int(port)
-        display["listen"] = element.get("", "listen") or element.get("listen", "address") or None
+        display["listen"] = listen or None
+    elif listen not in _LOOPBACK:
+        message = f"listens on {listen} there: here on a unix socket, or say display: {{port: …}}"
+        draft.note(element.mark, "<graphics>", message)
     if element.get("", "passwd"):
         message = "the password is not carried over: whoever reaches the display is let in"
         draft.note(element.mark, "<graphics>", message)
         if display.pop("listen", None):
             draft.note(element.mark, "<graphics>", "therefore listens on loopback only")
     draft.keys["display"] = At(display, element.mark)
+    note_rest(element, draft, "devices/graphics")
 
 
 def _translate_video(element: Element, draft: Draft, lists: _Lists) -> None:
@@ -223,6 +236,7 @@ def _translate_video(element: Element, draft: Draft, lists: _Lists) -> None:
         lists.gpus.append(At(gpu, element.mark))
     elif model not in {"", "vga", "none"}:
         draft.note(element.mark, "<video>", f"model {model} is a VGA card here")
+    note_rest(element, draft, "devices/video")
 
 
 def _translate_tpm(element: Element, draft: Draft, _: _Lists) -> None:
@@ -230,6 +244,7 @@ def _translate_tpm(element: Element, draft: Draft, _: _Lists) -> None:
     if kind == "emulator":
         draft.keys["tpm"] = At(True, element.mark)
         draft.note(element.mark, "<tpm>", "its state is not carried over: a new TPM begins empty")
+        note_rest(element, draft, "devices/tpm")
     else:
         draft.note(element.mark, "<tpm>", f"backend {kind}: is not carried over")
 
@@ -239,6 +254,7 @@ def _translate_sound(element: Element, draft: Draft, _: _Lists) -> None:
     kind = display.value if isinstance(display, At) else None
     if isinstance(kind, dict) and kind.get("type") == "spice":
         draft.keys["audio"] = At("spice", element.mark)
+        note_rest(element, draft, "devices/sound")
     else:
         draft.note(element.mark, "<sound>", "is not carried over; say audio: spice or pipewire")
 
@@ -254,6 +270,7 @@ def _translate_filesystem(element: Element, draft: Draft, lists: _Lists) -> None
     if element.find("readonly") is not None:
         share["readonly"] = True
     lists.shares.append(At(share, element.mark))
+    note_rest(element, draft, "devices/filesystem")
 
 
 def _translate_shmem(element: Element, draft: Draft, _: _Lists) -> None:
@@ -264,6 +281,8 @@ def _translate_shmem(element: Element, draft: Draft, _: _Lists) -> None:
         draft.keys["audio"] = At("scream", element.mark)
     else:
         draft.note(element.mark, "<shmem>", "is not carried over")
+        return
+    note_rest(element, draft, "devices/shmem")
 
 
 def _translate_channel(element: Element, draft: Draft, _: _Lists) -> None:
