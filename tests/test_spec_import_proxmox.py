@@ -180,6 +180,13 @@ def test_a_device_that_may_be_no_gpu_is_told() -> None:
     assert second.startswith("hostpci1: 0000:03:02.0 is taken for a GPU's virtual function: a ne")
 
 
+@pytest.mark.parametrize("cache", ["unsafe", "writethrough", "directsync"])
+def test_a_cache_that_treats_writes_otherwise_is_told(cache: str) -> None:
+    imported, _ = convert(f"scsi0: /srv/a.raw,cache={cache}\n")
+
+    assert [str(note) for note in imported.notes] == ["scsi0: cache: is not carried over"]
+
+
 def test_a_device_whose_name_has_a_dot_is_a_raw_disk() -> None:
     _, vm = convert("scsi0: /dev/disk/by-id/ata-Disk_1.5\n")
 

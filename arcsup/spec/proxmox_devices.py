@@ -19,7 +19,7 @@ _MODELS = {"virtio": "virtio", "e1000e": "e1000e", "rtl8139": "rtl8139"}
 _ALL_MODELS = frozenset({*_MODELS, "e1000", "vmxnet3", "ne2k_pci", "pcnet", "i82551", "i82557b"})
 _HARMLESS = frozenset(
     {
-        *("size", "format", "media", "cache", "discard", "iothread", "ssd", "aio", "backup"),
+        *("size", "format", "media", "discard", "iothread", "ssd", "aio", "backup"),
         *("replicate", "detect_zeroes", "file", "volume"),
     }
 )
@@ -48,6 +48,8 @@ def _translate_disk(machine: Machine, entry: Entry) -> None:
         machine.note(entry, "the bus is sata here")
     if named.get("ro") == "1":
         disk["readonly"] = True
+    if named.get("cache") in {"none", "writeback"}:
+        del named["cache"]
     if lost := [key for key in named if key not in {*_HARMLESS, "ro"}]:
         machine.note(entry, f"{', '.join(lost)}: is not carried over")
     machine.disks[entry.key] = At(disk, entry.mark)
