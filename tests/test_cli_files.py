@@ -1,8 +1,11 @@
 """Verbs on files, and where things live."""
 
 import json
+import os
 import re
 import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import jsonschema
@@ -90,6 +93,49 @@ def test_the_vm_directory_is_checked_when_nothing_is_named(cli: Cli, vms: Path) 
 
 def test_a_path_that_is_not_there_is_4(cli: Cli, vms: Path) -> None:
     assert cli("check", str(vms / "nope.yaml")).code == 4
+
+
+@contextmanager
+def somebody_who_may_not_read(folder: Path) -> Iterator[None]:
+    folder.chmod(0)
+    was_root = os.geteuid() == 0
+    if was_root:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        if was_root:
+            os.seteuid(0)
+        folder.chmod(0o700)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("check", "{}"),
+        ("check", "{}/a.yaml"),
+        ("logs", "web", "--log-dir", "{}"),
+        ("import", "{}/a.xml"),
+        ("plan", "--inventory", "{}/inventory.json"),
+    ],
+)
+def test_what_may_not_be_read_is_5_in_one_line_that_names_it(
+    cli: Cli, vms: Path, arguments: Sequence[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/nonexistent")
+    with somebody_who_may_not_read(vms):
+        result = cli(*(it.format(vms) for it in arguments))
+
+    assert result.code == 5, result.err
+    assert str(vms) in result.err.splitlines()[0]
+    assert "Traceback" not in result.err
+
+
+def test_a_name_too_long_for_a_file_is_told_in_one_line(cli: Cli) -> None:
+    result = cli("check", "x" * 300)
+
+    assert result.code == 1
+    assert "File name too long" in result.err.splitlines()[0]
 
 
 def test_the_schema_is_a_json_schema(cli: Cli) -> None:

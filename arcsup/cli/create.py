@@ -48,12 +48,14 @@ def take_image(_ctx: click.Context, _param: click.Parameter, value: Path | None)
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
-@click.argument("iso", type=click.Path(path_type=Path), metavar="ISO", callback=take_image)
+@click.argument("file", type=click.Path(path_type=Path, readable=False), metavar="FILE")
+@click.argument(
+    "iso", type=click.Path(path_type=Path, readable=False), metavar="ISO", callback=take_image
+)
 @click.argument("size", metavar="SIZE_GB", callback=take_size)
 @click.option(
     "--drivers",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     metavar="ISO",
     callback=take_image,
     help="A further ISO in a drive, such as virtio-win.iso.",

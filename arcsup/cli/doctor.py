@@ -38,7 +38,9 @@ class FindingJson(TypedDict):
 
 root_option = click.option(
     "--root",
-    type=click.Path(path_type=Path, exists=True, file_okay=False, resolve_path=True),
+    type=click.Path(
+        path_type=Path, readable=False, exists=True, file_okay=False, resolve_path=True
+    ),
     metavar="DIR",
     help="A system whose files are below DIR, instead of this one.",
 )
@@ -47,7 +49,7 @@ root_option = click.option(
 @click.command()
 @click.option(
     "--bundle",
-    type=click.Path(path_type=Path, dir_okay=False, resolve_path=True),
+    type=click.Path(path_type=Path, readable=False, dir_okay=False, resolve_path=True),
     metavar="FILE",
     help="Write a support archive (.tar.gz) too.",
 )

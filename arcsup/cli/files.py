@@ -18,6 +18,7 @@ from arcsup.errors import (
     DaemonUnreachable,
     ExitCode,
     NoSuchObject,
+    NotPermitted,
     Terminal,
     Transient,
 )
@@ -41,7 +42,9 @@ class Finding(TypedDict):
 
 
 @click.command()
-@click.argument("paths", nargs=-1, type=click.Path(path_type=Path), metavar="[PATH]...")
+@click.argument(
+    "paths", nargs=-1, type=click.Path(path_type=Path, readable=False), metavar="[PATH]..."
+)
 @place_options
 @output_options
 @click.pass_obj
@@ -91,6 +94,8 @@ def _check_directory(
     # The machine id makes uuids, which are no fault whatever they are; reading it may write it.
     given = Circumstances(machine_id="", images=places.images, system=system)
     snapshot = read_directory(path, None, given, time.time())
+    if snapshot.directory is DirectoryState.UNREADABLE and path.is_dir():
+        raise NotPermitted(snapshot.reason, "run as root")
     if snapshot.directory is not DirectoryState.PRESENT:
         raise NoSuchObject(snapshot.reason)
     yield from (_tell(fault) for fault in snapshot.findings)

@@ -53,7 +53,9 @@ def guest_tools(ctx: click.Context) -> None:
 
 
 @guest_tools.command("list")
-@click.argument("folder", type=click.Path(path_type=Path), required=False, metavar="[FOLDER]")
+@click.argument(
+    "folder", type=click.Path(path_type=Path, readable=False), required=False, metavar="[FOLDER]"
+)
 @place_options
 @output_options
 @click.pass_obj
@@ -85,7 +87,9 @@ def list_(
 
 
 @guest_tools.command()
-@click.argument("folder", type=click.Path(path_type=Path), required=False, metavar="[FOLDER]")
+@click.argument(
+    "folder", type=click.Path(path_type=Path, readable=False), required=False, metavar="[FOLDER]"
+)
 @place_options
 @click.pass_obj
 def build(session: Session, folder: Path | None, **options: Unpack[PlaceOptions]) -> int:

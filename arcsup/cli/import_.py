@@ -15,7 +15,7 @@ FORMS = ("libvfio", "libvirt", "proxmox")
 
 
 @click.command("import")
-@click.argument("file", type=click.Path(path_type=Path), metavar="FILE")
+@click.argument("file", type=click.Path(path_type=Path, readable=False), metavar="FILE")
 @click.option(
     "-o",
     "--output",

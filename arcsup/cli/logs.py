@@ -78,7 +78,7 @@ class Tail:
 @click.option("--qemu", "only", flag_value="qemu", help="Only what QEMU itself wrote.")
 @click.option(
     "--log-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     metavar="DIR",
     help="Where the logs are; by default the daemon is asked.",
 )

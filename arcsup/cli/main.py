@@ -10,7 +10,7 @@ import click
 
 from arcsup import __version__
 from arcsup.cli.session import Session, tell_error
-from arcsup.errors import ArcsupError, ExitCode, SpecError
+from arcsup.errors import ArcsupError, ExitCode, SpecError, describe_os_error
 
 VERBS: dict[str, dict[str, str]] = {
     "See": {
@@ -179,6 +179,12 @@ def run(arguments: Sequence[str]) -> int:
         return ExitCode.USAGE
     except click.ClickException as error:
         tell_error(error.format_message())
+        return ExitCode.FAILED
+    except PermissionError as error:
+        tell_error(describe_os_error(error), "run as root")
+        return ExitCode.NO_PERMISSION
+    except OSError as error:
+        tell_error(describe_os_error(error))
         return ExitCode.FAILED
     except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED

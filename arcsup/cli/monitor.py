@@ -46,7 +46,9 @@ def _parse_object(text: str) -> dict[str, Any]:
 
 @click.command()
 @name_argument
-@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.argument(
+    "file", type=click.Path(path_type=Path, readable=False, dir_okay=False, allow_dash=True)
+)
 @click.pass_obj
 def screenshot(session: Session, name: str, file: Path) -> int:
     """Write a picture of a VM's first display to FILE.

@@ -42,7 +42,7 @@ _OPTIONS = {
 def place_options(command: T) -> T:
     """Add the options of PlaceOptions to a verb."""
     for option, (metavar, text) in _OPTIONS.items():
-        path = click.Path(path_type=Path)
+        path = click.Path(path_type=Path, readable=False)
         command = click.option(option, type=path, metavar=metavar, help=text)(command)
     return command
 

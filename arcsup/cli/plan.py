@@ -11,7 +11,7 @@ from arcsup.cli.output import output_options, print_data, print_table
 from arcsup.cli.places import PlaceOptions, find_places
 from arcsup.cli.session import Session
 from arcsup.control.shapes import StepJson
-from arcsup.errors import ExitCode, NoSuchObject, UsageError
+from arcsup.errors import ExitCode, NoSuchObject, NotPermitted, UsageError
 
 _NO_CHANGE = frozenset({"wait", "omit"})
 """Steps that say what is not done, and why."""
@@ -21,7 +21,7 @@ _NO_CHANGE = frozenset({"wait", "omit"})
 @click.option("--detailed-exitcode", is_flag=True, help="Exit with 2 when there are changes.")
 @click.option(
     "--inventory",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),
     metavar="FILE",
     help="Plan for the host of which this is the `arcsup inventory -o json`; - is stdin.",
 )
@@ -95,6 +95,8 @@ def _read(file: Path) -> str:
         return sys.stdin.read() if str(file) == "-" else file.read_text()
     except FileNotFoundError:
         raise NoSuchObject(f"there is no file {file}") from None
+    except PermissionError:
+        raise NotPermitted(f"{file}: you may not read it") from None
     except OSError as error:
         raise UsageError(f"{file}: {error.strerror}") from None
     except UnicodeDecodeError:

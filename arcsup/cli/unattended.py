@@ -48,7 +48,7 @@ _OPTIONS: dict[str, tuple[str, type[Path] | None, str]] = {
 def unattended_options(command: T) -> T:
     """Add the options of UnattendedOptions to a verb."""
     for option, (metavar, path, text) in _OPTIONS.items():
-        kind = click.Path(path_type=Path) if path is not None else str
+        kind = click.Path(path_type=Path, readable=False) if path is not None else str
         command = click.option(option, metavar=metavar, type=kind, help=text)(command)
     kinds = click.Choice(KINDS)
     return click.option("--unattended", type=kinds, help="Install without asking.")(command)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import trio
 
-from arcsup.errors import NotPermitted, Refused, Terminal
+from arcsup.errors import NoSuchObject, NotPermitted, Refused, Terminal
 from arcsup.vm.image_files import part_of, publish, replace, telling
 from arcsup.vm.image_lock import hold_image
 from arcsup.vm.qemu_img import (
@@ -129,22 +129,22 @@ async def take_snapshot(path: Path, name: str) -> None:
 
 
 async def remove_snapshot(path: Path, name: str) -> None:
-    """Forget a snapshot. Refused, Terminal, Transient."""
+    """Forget a snapshot. NoSuchObject, Refused, Terminal, Transient."""
     check_snapshot(await _observe_qcow2(path), name)
     await change_image(path, "snapshot", "-q", "-d", name)
 
 
 async def revert_image(path: Path, name: str) -> None:
-    """Bring an image back to a snapshot; what was written since is lost. Refused, Terminal."""
+    """Bring an image back to a snapshot; what was written since is lost. NoSuchObject, Refused."""
     check_snapshot(await _observe_qcow2(path), name)
     await change_image(path, "snapshot", "-q", "-a", name)
 
 
 def check_snapshot(image: Image, name: str) -> None:
-    """Raise Refused when an image has no snapshot of a name."""
+    """Raise NoSuchObject when an image has no snapshot of a name."""
     names = [it.name for it in image.snapshots]
     if name not in names:
-        raise Refused(
+        raise NoSuchObject(
             f"{image.path} has no snapshot {name}",
             f"it has {', '.join(names)}" if names else "it has none",
         )
