@@ -29,6 +29,37 @@ SECRETS = [
     "ssh_keys: |\n  " + KEY.replace("\n", "\n  ").replace("secret", "hush"),
     "userPassword: |\n  hush\n  hush\nmemory: 1\n",
     "LICENSE_KEY = hush",
+    # Options and their values as lists have them: JSON, Python, YAML.
+    '["curl", "--password", "hush hush", "-v"]',
+    '[\n "--api-key",\n "hush"\n]',
+    "['swtpm', '--token', 'hush']",
+    "[--token, hush]",
+    "args:\n  - --password\n  - hush hush\n",
+    # QEMU's object of that kind.
+    '["-object","secret,id=x,data=hush"]',
+    '["-object", "secret,data=hush hush\\"hush,id=x"]',
+    "-object secret,id=x,format=raw,data=hu,,hush -machine q35",
+    "-object 'secret,id=x,data=hush hush' -machine q35",
+    "- secret,id=x,data=hush hush\n",
+    "-object qom-type=secret,id=x,data=hush",
+    '-object {"qom-type":"secret","id":"x","data":"hush"}',
+    '{"data": "hush}hush", "id": "x", "qom-type": "secret"}',
+    '{"qom-type": "secret", "id": "x", "props": {"data": "hush"}}',
+    json.dumps(json.dumps({"qom-type": "secret", "data": 'hush"hush'})),
+    # What is quoted within quotes, once and twice.
+    json.dumps({"line": '-spice password="hush hush",port=1'}),
+    json.dumps({"line": json.dumps({"password": "hush hush"})}),
+    json.dumps(json.dumps(json.dumps({"password": 'hu"hush\\'}))),
+    json.dumps(json.dumps(["--password", "hush hush"])),
+    json.dumps({"line": json.dumps(["--password", "hush hush"], indent=1)}),
+    json.dumps(json.dumps(["-object", "secret,id=x,data=hush hush"])),
+    "{'password': 'hush'}",
+    '{"tokens": ["hush", "hush"]}',
+    "password: 'it''s hush'",
+    "password: hush hush\n",
+    "{type: vnc, password: hush hush}",
+    "-vnc password=hu,,hush,id=a",
+    'password="hush hush',
 ]
 
 
@@ -49,6 +80,10 @@ def test_secrets_are_taken_out(text: str) -> None:
         "intel_iommu=on iommu=pt",
         '{"state": "running", "pid": 12}',
         "https://example.org/a:b/c",
+        "-object secret,id=x,file=/run/key -drive data=on",
+        '["-object", "secret,id=x,file=/run/key", "-device", "x,data=on"]',
+        '{"event": "RESUME", "data": {"id": "x"}}',
+        '{"qom-type": "iothread", "data": "here"}',
     ],
 )
 def test_what_is_no_secret_stays(text: str) -> None:
@@ -58,6 +93,23 @@ def test_what_is_no_secret_stays(text: str) -> None:
 def test_what_follows_a_secret_stays() -> None:
     assert remove_secrets("userPassword: |\n  hush\nmemory: 1\n").endswith("\nmemory: 1\n")
     assert remove_secrets("-vnc password=hush,id=a").endswith(",id=a")
+    line = "-object secret,id=x,data=hush -machine q35"
+    assert remove_secrets(line) == f"-object secret,id=x,data={REMOVED} -machine q35"
+
+
+def test_json_is_json_without_its_secrets_too() -> None:
+    inner = {"password": "hush hush", "argv": ["--token", "hush", "secret,data=hush", "-v"]}
+
+    clean = remove_secrets(json.dumps({"line": json.dumps(inner), "state": "running"}))
+
+    assert json.loads(clean)["state"] == "running"
+    assert "-v" in clean
+    assert "hush" not in clean
+
+
+def test_a_log_of_quotes_and_backslashes_is_read_in_a_moment() -> None:
+    for text in ("password: " + "\\" * 50000, "password='" * 5000, 'secret,data="' * 5000):
+        assert "hush" not in remove_secrets(text + '\npassword="hush')
 
 
 @pytest.fixture

@@ -5,10 +5,29 @@ from collections.abc import Callable
 
 REMOVED = "[removed]"
 
-_KEY = r"[\w.-]*(?:pass(?:word|wd|phrase)|secret|token|api[-_]?key|licen[cs]e[-_]?key|credential)"
-"""Names whose value is nobody else's business; ``\\w*`` before them takes vncPassword along."""
+_WORD = r"(?:pass(?:word|wd|phrase)|secret|token|api[-_]?key|licen[cs]e[-_]?key|credential)"
+"""What names end with whose value is nobody else's business."""
 
-_VALUE = r"\"(?:[^\"\\]|\\.)*\"|'[^']*'|[^\s,;&\"'}\]]+"
+_KEY = rf"[\w.-]{{0,99}}{_WORD}"
+"""Such a name as a whole: vncPassword. No longer, or a log of one long word takes minutes."""
+
+_QUOTE = r"(?<!\\)\\*[\"']"
+"""JSON within JSON has backslashes before its quotes."""
+
+_QUOTED = r"(?:[^\\\"']|\\++(?![\"'])|''|(?!(?P=quote))\\*+[\"'])"
+"""One more piece of what began with ``quote``: other quotes have more backslashes or fewer."""
+
+_PLAIN = r"(?:,,|\\++(?![\"'])|[^\s,;&\"'}\]\\])+"
+"""A value without quotes; two commas are one in QEMU's options."""
+
+_VALUE = (
+    rf"(?!\[removed\])(?:(?P<quote>{_QUOTE}){_QUOTED}*(?P=quote)|{_QUOTE}.*|\[[^\]]*\]|{_PLAIN})"
+)
+"""The second is a quote that nothing ends: a log may have been cut."""
+
+_QEMU_OBJECT = r"(?:qom-type=)?\bsecret,"
+_QMP_OBJECT = rf"\bqom-type{_QUOTE}\s*:\s*{_QUOTE}secret{_QUOTE}"
+_QMP_DATA = rf"\bdata{_QUOTE}\s*:\s*"
 
 _RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
     (
@@ -19,6 +38,21 @@ _RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     (re.compile(r"\$(?:1|2[abxy]?|5|6|7|y|gy)\$[./A-Za-z0-9$=,]{8,}"), REMOVED),
     (re.compile(r"(?i)\b(authorization:\s*\w+\s+)\S+"), rf"\1{REMOVED}"),
     (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^/\s@:]*:[^/\s@]*@"), rf"\1{REMOVED}@"),
+    # QEMU's -object secret: quoted, in a list of YAML, on a command line, as QMP has it.
+    (
+        re.compile(
+            rf"((?P<quote>{_QUOTE}){_QEMU_OBJECT}(?:{_QUOTED}*?,)?data=)"
+            rf"(?:,,|(?!,){_QUOTED})*"
+        ),
+        rf"\1{REMOVED}",
+    ),
+    (re.compile(rf"(?m)^([ \t]*-[ \t]+{_QEMU_OBJECT}(?:.*?,)?data=).+"), rf"\1{REMOVED}"),
+    (re.compile(rf"({_QEMU_OBJECT}(?:[^\s\"']*?,)?data=){_PLAIN}"), rf"\1{REMOVED}"),
+    (re.compile(rf"({_QMP_OBJECT}[^}}]{{0,999}}?{_QMP_DATA}){_VALUE}"), rf"\1{REMOVED}"),
+    (
+        re.compile(rf"({_QMP_DATA})(?!\{{)(?=[\s\S]{{0,999}}?{_QMP_OBJECT}){_VALUE}"),
+        rf"\1{REMOVED}",
+    ),
     # KEY: VALUE, "KEY": "VALUE", KEY=VALUE, --KEY VALUE; a YAML block below KEY: | too.
     (
         re.compile(
@@ -27,11 +61,19 @@ _RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         ),
         lambda match: f"{match['indent']}{match['key']}{match['indent']}  {REMOVED}\n",
     ),
+    # In YAML, spaces may be part of a value.
+    (re.compile(rf"(?im)^([ \t-]*{_KEY}s?:[ \t]+)(?![|>\"'\\\s]).+"), rf"\1{REMOVED}"),
+    (re.compile(rf"(?i)([{{,][ \t]*{_KEY}s?:[ \t]+)(?![\"'\\\s])[^,}}\n]+"), rf"\1{REMOVED}"),
     (
-        re.compile(rf"(?i)(\"?\b{_KEY}s?\"?[ \t]*[:=][ \t]*)(?![|>][+-]?\s*$)(?:{_VALUE})"),
+        re.compile(rf"(?i)({_WORD}s?(?:{_QUOTE})?[ \t]*[:=][ \t]*)(?![|>][+-]?\s*$){_VALUE}"),
         rf"\1{REMOVED}",
     ),
-    (re.compile(rf"(?i)(--?{_KEY}[ \t]+)(?:{_VALUE})"), rf"\1{REMOVED}"),
+    # In lists, the value is the next item.
+    (
+        re.compile(rf"(?i)(--?{_KEY}(?:[ \t]+|(?:{_QUOTE})?\s*,(?:\s|\\+n)*)){_VALUE}"),
+        rf"\1{REMOVED}",
+    ),
+    (re.compile(rf"(?i)(--?{_KEY}[\"']?[ \t]*\n[ \t]*-[ \t]+).+"), rf"\1{REMOVED}"),
 )
 
 
