@@ -82,7 +82,6 @@ async def settle_overlays(vm: ManagedVm, workshop: Workshop) -> dict[str, object
     if not vm.record.save or vm.running is None:
         await remove_overlays(vm.name, workshop.places)
         return {"save": False}
-    changes: dict[str, object] = {"save": False}
     for disk, overlay in _pairs(vm.running, workshop.places):
         path = Path(overlay.path)
         if not path.exists():
@@ -94,9 +93,10 @@ async def settle_overlays(vm: ManagedVm, workshop: Workshop) -> dict[str, object
             why = f"{error.message}; what it wrote is in {spare}"
             workshop.tell(vm.name, "not-saved", why)
             vm.not_saved = why
-            changes["failure"] = Failure(why, vm.record.source.digest)
     await remove_overlays(vm.name, workshop.places)
-    return changes
+    # Also of an earlier time, whose changes could not be recorded.
+    failed = {"failure": Failure(vm.not_saved, vm.record.source.digest)} if vm.not_saved else {}
+    return {"save": False, **failed}
 
 
 async def _save(vm: ManagedVm, workshop: Workshop, disk: Disk, overlay: Disk) -> None:

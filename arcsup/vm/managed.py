@@ -96,6 +96,19 @@ class StopOrder:
     """Whether another start would fail the same way."""
 
 
+@frozen
+class SeenEnd:
+    """How its QEMU ended, or why none was started, and what decides on what follows.
+
+    ``at`` is when, on the monotonic clock; ``hopeless``: another start would fail the same way.
+    """
+
+    last_exit: LastExit
+    at: float
+    hopeless: bool = False
+    device_trouble: bool = False
+
+
 @define(eq=False)
 class ManagedVm:
     """One VM under supervision."""
@@ -142,6 +155,8 @@ class ManagedVm:
     order: StopOrder | None = None
     ordered: trio.Event = field(factory=trio.Event)
     stop_steps: tuple[RungTaken, ...] = ()
+    end: SeenEnd | None = None
+    """How the QEMU that was there last has ended: nobody can look again until it is recorded."""
     not_saved: str = ""
     """Why what its last QEMU wrote to ephemeral disks could not be kept, and where it is."""
     conditions: dict[str, Condition] = field(factory=dict)

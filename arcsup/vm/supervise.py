@@ -44,7 +44,7 @@ from arcsup.vm.control_groups import enclose, find_limit_reached
 from arcsup.vm.ephemeral import remove_overlays, settle_overlays
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.launch import bring_up, find_last_words, start_qemu
-from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
+from arcsup.vm.managed import ManagedVm, SeenEnd, StopOrder, Workshop
 from arcsup.vm.monitor import keep_monitor
 from arcsup.vm.process import Process, ProcessEnd
 from arcsup.vm.record import Failure
@@ -76,7 +76,7 @@ def begin(vm: ManagedVm, because: str) -> None:
     """Mark that ``vm`` is being started, so that nobody starts it a second time."""
     vm.step(Step.START, f"QEMU is being started: {because}")
     vm.starts += 1
-    vm.order = None
+    vm.order, vm.end = None, None
     vm.adopted = False
     vm.evidence = Evidence(was_ready=False)
     vm.ready, vm.enclosed = trio.Event(), trio.Event()
@@ -152,7 +152,8 @@ async def _keep_at_it(
 ) -> None:
     """Keep one VM's trouble away from the others: a full disk, or a defect of ours.
 
-    What is true is in the record and in /proc, so the way on is the one of a new daemon.
+    What is true is in the record and in /proc, so the way on is the one of a new daemon; but for an
+    end, which is in neither, and was seen.
     """
     while True:
         try:
@@ -166,10 +167,18 @@ async def _keep_at_it(
             logger.exception("supervising it went wrong", extra={"VM": vm.name})
         workshop.tell(vm.name, "trouble", why)
         vm.set_condition("Supervised", "Trouble", why, status=False)
+        ended = None if vm.record.launch is None else vm.end
+        if ended is not None:
+            vm.step(Step.STOP, f"how its QEMU ended could not be settled: {why}")
+            workshop.changed()
         await trio.sleep(AFTER_TROUBLE)
         if vm.process is not None:
             vm.process.close()
-        vm.process, vm.phase = None, Phase.DOWN
+        vm.process = None
+        if ended is not None:
+            attempt = partial(_settle, vm, workshop, ended)
+            continue
+        vm.phase = Phase.DOWN
         if vm.record.launch is None:
             vm.running = None
             workshop.changed()
@@ -310,21 +319,23 @@ async def _finish(
     terminal: bool = False,
     device_trouble: bool = False,
 ) -> None:
-    """Tidy up after an end, decide what follows, and make both durable in that order."""
+    """Take note of an end, and settle it."""
     limit_reached = await find_limit_reached(vm, end)
-    detail = limit_reached or detail
     exit_class = classify_exit(await _complete_evidence(vm, end, at_limit=bool(limit_reached)))
+    detail = limit_reached or detail or _took(vm)
+    last_exit = LastExit(exit_class, end.code, end.signal, datetime.now(UTC), detail)
+    vm.end = SeenEnd(last_exit, time.monotonic(), terminal, device_trouble)
+    await _settle(vm, workshop, vm.end)
+
+
+async def _settle(vm: ManagedVm, workshop: Workshop, end: SeenEnd) -> None:
+    """Tidy up after an end, decide what follows, and make both durable in that order."""
     await _tidy_up(vm, workshop)
     kept = await settle_overlays(vm, workshop)
     await run_hooks(vm, workshop, "postStop")
-    if device_trouble:
-        changes = _wait_for_device(workshop)
-    else:
-        changes = _consequences(vm, workshop, exit_class, detail, terminal=terminal)
-    changes |= kept
-    now = datetime.now(UTC)
-    last_exit = LastExit(exit_class, end.code, end.signal, now, detail or _took(vm))
-    await vm.save(workshop, launch=None, last_exit=last_exit, since=now, **changes)
+    changes = _consequences(vm, workshop, end) | kept
+    last_exit = end.last_exit
+    await vm.save(workshop, launch=None, last_exit=last_exit, since=last_exit.at, **changes)
     if vm.process is not None:
         vm.process.close()
     vm.process, vm.running, vm.order, vm.stop_steps = None, None, None, ()
@@ -371,17 +382,18 @@ async def _tidy_up(vm: ManagedVm, workshop: Workshop) -> None:
     await remove_runtime_folders(workshop.places, vm.name)
 
 
-def _consequences(
-    vm: ManagedVm, workshop: Workshop, exit_class: ExitClass, detail: str, *, terminal: bool
-) -> dict[str, object]:
+def _consequences(vm: ManagedVm, workshop: Workshop, end: SeenEnd) -> dict[str, object]:
     """Return what changes in the record: the operator's intent comes before any policy."""
+    if end.device_trouble:
+        return _wait_for_device(workshop)
     intent = vm.record.intent
     if intent is Intent.RESTART:
         return {"intent": Intent.RUN, "intent_boot": workshop.boot_id, "retry_at": None}
     if vm.order is not None and not vm.order.start_failed and not vm.order.device_lost:
         over = intent in (Intent.STOP, Intent.KILL)
         return {"retry_at": None, "mode": NORMAL if over else vm.record.mode}
-    if exit_class is ExitClass.START_FAILED and terminal:
+    exit_class, detail = end.last_exit.exit_class, end.last_exit.detail
+    if exit_class is ExitClass.START_FAILED and end.hopeless:
         return _consequences_of(vm, workshop, GiveUp(detail or "QEMU did not start"))
     now = time.monotonic()
     ready_at = vm.record.launch.ready_at if vm.record.launch else None
@@ -390,7 +402,7 @@ def _consequences(
         vm.vm.restart,
         vm.record.budget if vm.record.budget_boot == workshop.boot_id else Budget(),
         now=now,
-        ran_for=now - ready_at if ready_at is not None else 0.0,
+        ran_for=end.at - ready_at if ready_at is not None else 0.0,
         chance=random.random(),
         detail=detail,
     )

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 from attrs import frozen
 
+from arcsup.control.client import vm_path
+from arcsup.errors import Refused
 from tests.leftovers import find_sockets
 from tests.qemu.daemon import TINY, Daemon, end
 
@@ -49,6 +51,13 @@ def name_other_media(daemon: Daemon) -> bool:
     return False
 
 
+def end_qemu(daemon: Daemon) -> bool:
+    """End its QEMU in a way after which a VM stays stopped, as after a guest's power-off."""
+    with suppress(Refused):  # The session may end before the answer is read.
+        daemon.client.post(vm_path("one", "qmp"), {"execute": "quit", "arguments": {}})
+    return False
+
+
 def is_refused(daemon: Daemon, *arguments: str) -> bool:
     """What cannot be recorded is refused to who asks for it, in one line and what to do."""
     done = daemon.arcsup(*arguments)
@@ -75,6 +84,7 @@ SCENARIOS = {
     "start": Scenario(drop_the_file, was_up=False, outcome="running"),
     "stop": Scenario(ask_to_stop, was_up=True, outcome="stopped"),
     "restart": Scenario(ask_to_restart, was_up=True, outcome="running"),
+    "end": Scenario(end_qemu, was_up=True, outcome="stopped"),
     "removal": Scenario(remove_the_file, was_up=True, outcome="gone"),
     "media": Scenario(name_other_media, was_up=True, outcome="running"),
 }

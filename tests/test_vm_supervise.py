@@ -1,0 +1,99 @@
+"""What supervision knows of a VM outlives its own trouble."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from attrs import evolve
+from trio.testing import MockClock
+
+from arcsup.errors import NotRecorded
+from arcsup.model import ExitClass, VmName
+from arcsup.plan.lifecycle import Evidence, Phase, Step
+from arcsup.spec.native import vm_to_native
+from arcsup.vm import supervise
+from arcsup.vm.managed import ManagedVm, StopOrder
+from arcsup.vm.process import ProcessEnd
+from arcsup.vm.record import Launch, Record, RecordStore
+from tests.small_host import BOOT, SmallHost
+
+
+class FullDisk(RecordStore):
+    """A disk that has room again after so many writes."""
+
+    writes_refused = 2
+
+    async def save(self, record: Record) -> None:
+        if self.writes_refused:
+            self.writes_refused -= 1
+            raise NotRecorded("the disk is full", "make room")
+        await super().save(record)
+
+
+@pytest.fixture
+async def host(tmp_path: Path) -> SmallHost:
+    host = SmallHost(tmp_path)
+    host.drop("web", "memory: 64\n")
+    await host.plan()
+    return host
+
+
+@pytest.fixture
+def vm(host: SmallHost) -> ManagedVm:
+    """A VM that runs, on a disk that has become full."""
+    vm = host.fleet.vms[VmName("web")]
+    supervise.begin(vm, "a test")
+    launch = Launch(BOOT, json.dumps(vm_to_native(vm.vm)), ready_at=0.0)
+    vm.record, vm.running = evolve(vm.record, launch=launch), vm.vm
+    vm.step(Step.READY)
+    vm.evidence = Evidence(was_ready=True)
+    host.fleet.workshop.records = FullDisk(host.places.state / "vms")
+    host.fleet.workshop.records.prepare()
+    return vm
+
+
+async def end(host: SmallHost, vm: ManagedVm, how: ProcessEnd, **more: bool) -> None:
+    finish = partial(supervise._finish, vm, host.fleet.workshop, how, "its last words", **more)
+    await supervise._keep_at_it(vm, host.fleet.workshop, finish)
+    assert vm.phase is Phase.DOWN
+    assert vm.record.launch is None
+    assert vm.record.last_exit is not None
+    assert (vm.record.last_exit.code, vm.record.last_exit.signal) == (how.code, how.signal)
+    assert vm.record.last_exit.detail == "its last words"
+    assert host.told == ["trouble", "trouble", "ended"]
+
+
+async def test_a_power_off_that_could_not_be_recorded_at_once_is_no_crash(
+    autojump_clock: MockClock, host: SmallHost, vm: ManagedVm
+) -> None:
+    vm.evidence = evolve(vm.evidence, shutdown_reason="guest-shutdown")
+
+    await end(host, vm, ProcessEnd(code=0))
+
+    assert vm.record.last_exit is not None
+    assert vm.record.last_exit.exit_class is ExitClass.GUEST_SHUTDOWN
+    assert vm.record.halted == "the guest powered off"
+
+
+async def test_a_stop_that_could_not_be_recorded_at_once_is_no_crash(
+    autojump_clock: MockClock, host: SmallHost, vm: ManagedVm
+) -> None:
+    vm.give_order(StopOrder("its file was removed", hard=True))
+
+    await end(host, vm, ProcessEnd(signal=9))
+
+    assert vm.record.last_exit is not None
+    assert vm.record.last_exit.exit_class is ExitClass.KILLED
+    assert vm.record.restarts == 0
+
+
+async def test_a_start_that_failed_for_good_is_not_tried_again_when_that_is_recorded_later(
+    autojump_clock: MockClock, host: SmallHost, vm: ManagedVm
+) -> None:
+    vm.evidence = Evidence(was_ready=False)
+
+    await end(host, vm, ProcessEnd(code=1), terminal=True)
+
+    assert vm.record.failure is not None
+    assert vm.record.failure.because == "its last words"
