@@ -1,11 +1,19 @@
 """Drivers of GPUs: what setup keeps from being loaded, has loaded, installs and signs."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from arcsup.setup.actions import Action, CreateFile, CreateUser, InstallPackages, RunCommand
+from arcsup.setup.actions import (
+    Action,
+    CreateFile,
+    CreateUser,
+    InstallPackages,
+    ReplaceFile,
+    RunCommand,
+)
 from arcsup.setup.carry_out import apply_all, journal_of, undo_all
 from arcsup.setup.choices import Choices, GpuSharing
 from arcsup.setup.host import Host
@@ -132,6 +140,39 @@ def test_gvt_g_is_switched_on_where_the_user_wants_it_and_the_card_has_it(host: 
     assert found.reboot
     load(host, "i915", enable_gvt="Y")
     assert "arcsup-i915.conf" not in files(plan(host, choices))
+
+
+def test_a_module_that_is_wanted_later_is_added_to_those_of_the_first_time(host: Host) -> None:
+    before = read_tree(host.root)
+    Tree(host.sysfs).populate_pci(ADDRESS, ids="8086:5917", driver="i915")
+    apply_all(host, journal_of(host), plan(host).actions, lambda _: None)
+    choices = Choices(GpuSharing.GVT_G)
+
+    found = plan(host, choices)
+
+    [change] = [action for action in found.actions if isinstance(action, ReplaceFile)]
+    assert change.path.endswith("/modules-load.d/arcsup.conf")
+    assert change.after == f"{change.before}kvmgt\n"
+    assert "modules are loaded at the next boot; now: modprobe -a kvmgt" in found.notes
+    apply_all(host, journal_of(host), found.actions, lambda _: None)
+    assert plan(host, choices).actions == ()
+    assert list(undo_all(host, journal_of(host), lambda _: None)) == []
+    shutil.rmtree(host.sysfs / "bus")
+    shutil.rmtree(host.sysfs / "devices")
+    assert read_tree(host.root) == before
+
+
+def test_a_list_of_modules_that_somebody_else_made_is_left_and_what_it_lacks_is_told(
+    host: Host,
+) -> None:
+    write(host.root, "etc/modules-load.d/arcsup.conf", "vfio\nvfio_iommu_type1\nmdev\n")
+
+    found = plan(host)
+
+    assert "arcsup.conf" not in files(found)
+    assert not any(isinstance(action, ReplaceFile) for action in found.actions)
+    lack = "/etc/modules-load.d/arcsup.conf lacks vfio_pci: add what is missing, or remove the file"
+    assert lack in found.notes
 
 
 def test_sr_iov_of_i915_takes_the_driver_that_has_it(host: Host) -> None:

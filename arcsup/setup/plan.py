@@ -11,6 +11,7 @@ from arcsup.setup.actions import (
     CreateFile,
     CreateGroup,
     CreateUser,
+    ReplaceFile,
     RunCommand,
     SecureDirectory,
 )
@@ -35,6 +36,7 @@ GROUP = "arcsup"
 QEMU_USER = "arcsup-qemu"
 
 MODULES_FILE = "/etc/modules-load.d/arcsup.conf"
+MODULES_HEADER = "# Made by `arcsup setup`: what gives devices to VMs.\n"
 MODULES_FOLDERS = ("/etc/modules-load.d", "/run/modules-load.d", "/usr/lib/modules-load.d")
 
 SYSTEM_UNITS = ("/etc", "/usr/local/lib", "/usr/lib", "/lib")
@@ -152,12 +154,19 @@ def _plan_modules(host: Host, choices: Choices) -> SetupPlan:
     needed = [*(name for name in WANTED_MODULES if is_loadable(host, name))]
     needed += list_modules(host, choices)
     wanted = [name for name in needed if name not in others]
-    if not wanted or file.exists():
+    if not wanted:
         return SetupPlan()
-    content = "# Made by `arcsup setup`: what gives devices to VMs.\n" + "\n".join(wanted) + "\n"
-    folder = () if file.parent.is_dir() else tuple(create_directories(file.parent, 0o755))
     notes = (f"modules are loaded at the next boot; now: modprobe -a {' '.join(wanted)}",)
-    return SetupPlan((*folder, CreateFile(str(file), content)), notes)
+    lines = "".join(f"{name}\n" for name in wanted)
+    if not file.exists():
+        folder = () if file.parent.is_dir() else tuple(create_directories(file.parent, 0o755))
+        return SetupPlan((*folder, CreateFile(str(file), MODULES_HEADER + lines)), notes)
+    before = read_text(file)
+    if not before.startswith(MODULES_HEADER):
+        lack = f"{MODULES_FILE} lacks {' '.join(wanted)}: add what is missing, or remove the file"
+        return SetupPlan(notes=(lack,))
+    after = f"{before.rstrip()}\n{lines}"
+    return SetupPlan((ReplaceFile(str(file), before, after),), notes)
 
 
 def _plan_boot(host: Host) -> SetupPlan:
