@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from arcsup.setup.actions import CreateFile, ReplaceFile, RunCommand
-from arcsup.setup.boot import REBOOT, plan_parameters
+from arcsup.setup.boot import LOADER_INFO, REBOOT, plan_parameters
 from arcsup.setup.host import Host
 from arcsup.setup.iommu import INTEL_PARAMETERS, find_parameters
 from tests.host_programs import add_grub, add_program, add_systemd_boot
@@ -107,10 +107,63 @@ def test_a_command_line_that_is_changed_already_waits_for_the_reboot(host: Host)
     assert plan_parameters(host, INTEL_PARAMETERS).actions == ()
 
 
+def add_loader(root: Path, name: str) -> None:
+    """Have the firmware know which boot loader has started the host."""
+    file = write(root, f"sys/{LOADER_INFO}")
+    file.write_bytes(b"\x06\x00\x00\x00" + f"{name}\0".encode("utf-16-le"))
+
+
+def test_beside_a_grub_that_did_not_start_the_host_systemd_boot_gets_the_parameters(
+    host: Host,
+) -> None:
+    add_grub(host.root)
+    add_systemd_boot(host.root, RELEASE, "root=/dev/sda1")
+    add_loader(host.root, "systemd-boot 252.39-1~deb12u1")
+
+    [edit] = plan_parameters(host, INTEL_PARAMETERS).actions
+
+    assert isinstance(edit, ReplaceFile)
+    assert edit.path.endswith("/etc/kernel/cmdline")
+
+
+def test_beside_a_systemd_boot_that_did_not_start_the_host_grub_gets_the_parameters(
+    host: Host,
+) -> None:
+    add_grub(host.root)
+    add_systemd_boot(host.root, RELEASE, "root=/dev/sda1")
+    add_loader(host.root, "GRUB 2.12")
+
+    [*_, file] = plan_parameters(host, INTEL_PARAMETERS).actions
+
+    assert isinstance(file, CreateFile)
+    assert file.path.endswith("/etc/default/grub.d/arcsup.cfg")
+
+
+def add_proxmox(root: Path) -> None:
+    add_program(root, "proxmox-boot-tool", "")
+    write(root, "etc/kernel/proxmox-boot-uuids", "ABCD-1234\n")
+
+
+def test_on_proxmox_the_boot_loader_that_started_the_host_gets_the_parameters(host: Host) -> None:
+    add_grub(host.root)
+    add_proxmox(host.root)
+    [*_, file] = plan_parameters(host, INTEL_PARAMETERS).actions
+    assert isinstance(file, CreateFile)
+    assert file.path.endswith("/etc/default/grub.d/arcsup.cfg")
+    # What update-grub writes is not on the partitions that Proxmox boots from.
+    assert file.then == (("proxmox-boot-tool", "refresh"),)
+    add_loader(host.root, "systemd-boot 257")
+
+    [*_, file] = plan_parameters(host, INTEL_PARAMETERS).actions
+
+    assert isinstance(file, CreateFile)
+    assert file.path.endswith("/etc/kernel/cmdline")
+    assert file.then == (("proxmox-boot-tool", "refresh"),)
+
+
 def test_proxmox_refreshes_with_its_own_tool(host: Host) -> None:
     add_systemd_boot(host.root, RELEASE, "root=ZFS=rpool")
-    add_program(host.root, "proxmox-boot-tool", "")
-    write(host.root, "etc/kernel/proxmox-boot-uuids", "ABCD-1234\n")
+    add_proxmox(host.root)
 
     plan = plan_parameters(host, INTEL_PARAMETERS)
 

@@ -1,7 +1,7 @@
 """The kernel's command line, through what the boot loader has for additions.
 
 Sources: Debian's grub-mkconfig (it reads /etc/default/grub.d/*.cfg, upstream's does not),
-kernel-install(8), proxmox-boot-tool(8), kernelstub(8), grubby(8).
+kernel-install(8), proxmox-boot-tool(8), kernelstub(8), grubby(8), systemd's Boot Loader Interface.
 """
 
 from pathlib import Path
@@ -23,6 +23,9 @@ CMDLINE = "/etc/kernel/cmdline"
 
 ENTRY_FOLDERS = ("boot/loader/entries", "boot/efi/loader/entries", "efi/loader/entries")
 """Where the entries of the Boot Loader Specification are, by where the partition is mounted."""
+
+LOADER_INFO = "firmware/efi/efivars/LoaderInfo-4a67b082-0a4c-41cf-b6c7-440b29bb8c4f"
+"""In sysfs: four bytes of attributes, then the boot loader's name and version in UTF-16."""
 
 
 @frozen
@@ -55,6 +58,8 @@ EDITORS = (
 )
 """kernelstub(8) of Pop!_OS, grubby(8) of Fedora."""
 
+PROXMOX_REFRESH: Command = ("proxmox-boot-tool", "refresh")
+
 REBOOT = "the kernel's command line has changed: reboot, then run `arcsup doctor`"
 
 
@@ -74,9 +79,11 @@ def plan_parameters(host: Host, parameters: tuple[str, ...]) -> BootPlan:
     for editor in EDITORS:
         if host.find_program(editor.add[0]) is not None:
             return _plan_editor(host, editor, parameters)
-    if _has_grub_drop_ins(host):
+    # GRUB's files stay behind where another boot loader took its place.
+    by_systemd_boot = _find_loader(host).startswith("systemd-boot")
+    if _has_grub_drop_ins(host) and not by_systemd_boot:
         return _plan_grub(host, words)
-    if host.path(CMDLINE).exists() or _has_entries(host):
+    if by_systemd_boot or host.path(CMDLINE).exists() or _has_entries(host):
         return _plan_cmdline(host, parameters)
     return BootPlan(notes=(f"add to the kernel's command line and reboot: {words}",))
 
@@ -96,6 +103,15 @@ def _plan_editor(host: Host, editor: Editor, parameters: tuple[str, ...]) -> Boo
     return BootPlan((change,), (REBOOT,))
 
 
+def _find_loader(host: Host) -> str:
+    """Return the boot loader that started the host, "" where it told the firmware nothing."""
+    try:
+        content = (host.sysfs / LOADER_INFO).read_bytes()
+    except OSError:
+        return ""
+    return content[4:].decode("utf-16-le", errors="replace")
+
+
 def _has_grub_drop_ins(host: Host) -> bool:
     program = host.find_program("grub-mkconfig")
     made = host.path("/boot/grub/grub.cfg").exists()
@@ -110,8 +126,11 @@ def _plan_grub(host: Host, words: str) -> BootPlan:
     )
     if drop_in.exists():
         return BootPlan(notes=(REBOOT,))
-    if host.find_program("update-grub") is not None:
-        update: Command = ("update-grub",)
+    if _has_proxmox_boot(host):
+        # It boots from partitions of its own, onto which update-grub does not write.
+        update: Command = PROXMOX_REFRESH
+    elif host.find_program("update-grub") is not None:
+        update = ("update-grub",)
     else:
         update = ("grub-mkconfig", "-o", "/boot/grub/grub.cfg")
     folder = () if drop_in.parent.is_dir() else (CreateDirectory(str(drop_in.parent)),)
@@ -148,12 +167,15 @@ def _plan_cmdline(host: Host, parameters: tuple[str, ...]) -> BootPlan:
     return BootPlan((*folder, CreateFile(str(file), after, then=refresh)), (REBOOT,))
 
 
+def _has_proxmox_boot(host: Host) -> bool:
+    configured = host.read("/etc/kernel/proxmox-boot-uuids").strip()
+    return bool(configured) and host.find_program(PROXMOX_REFRESH[0]) is not None
+
+
 def _find_refresh(host: Host) -> tuple[Command, ...]:
     """Return the commands that write the entries of all kernels anew."""
-    if host.read("/etc/kernel/proxmox-boot-uuids").strip() and host.find_program(
-        "proxmox-boot-tool"
-    ):
-        return (("proxmox-boot-tool", "refresh"),)
+    if _has_proxmox_boot(host):
+        return (PROXMOX_REFRESH,)
     if host.find_program("kernel-install") is None:
         return ()
     modules = host.path("/lib/modules")
