@@ -36,11 +36,18 @@ class Stubborn(Process):
 
 
 async def stop(
-    process: Process, monitor: Qmp | None = None, *, hard: bool = False
+    process: Process, monitor: Qmp | None = None, *, hard: bool = False, spent: float = 0.0
 ) -> list[RungTaken]:
     taken: list[RungTaken] = []
-    nowhere = Path("/nonexistent/agent.sock")
-    await stop_qemu(process, lambda: monitor, nowhere, guest_time=60, hard=hard, took=taken.append)
+    await stop_qemu(
+        process,
+        lambda: monitor,
+        Path("/nonexistent/agent.sock"),
+        guest_time=60,
+        hard=hard,
+        took=taken.append,
+        spent=spent,
+    )
     return taken
 
 
@@ -77,6 +84,28 @@ async def test_what_ignores_sigterm_is_killed_after_its_time(autojump_clock: Moc
 
     assert [(it.rung, it.enough) for it in taken] == [(Rung.TERMINATE, False), (Rung.KILL, True)]
     assert trio.current_time() == pytest.approx(INSIST)
+
+
+async def test_a_ladder_that_was_interrupted_goes_on_with_the_time_that_is_left(
+    autojump_clock: MockClock,
+) -> None:
+    process = Stubborn(signal.SIGKILL)
+
+    taken = await stop(process, await silent_monitor(), spent=60 + INSIST + 1)
+
+    assert [it.rung for it in taken] == [Rung.TERMINATE, Rung.KILL]
+    assert trio.current_time() == pytest.approx(INSIST - 1)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+async def test_a_ladder_whose_time_is_spent_ends_in_a_kill(
+    autojump_clock: MockClock, hard: bool
+) -> None:
+    process = Stubborn(signal.SIGKILL)
+
+    taken = await stop(process, await silent_monitor(), hard=hard, spent=1000)
+
+    assert [it.rung for it in taken] == [Rung.KILL]
 
 
 async def test_a_kill_asks_no_guest_and_sends_no_sigterm(autojump_clock: MockClock) -> None:

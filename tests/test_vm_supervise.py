@@ -1,10 +1,12 @@
 """What supervision knows of a VM outlives its own trouble."""
 
 import json
+import signal
 from functools import partial
 from pathlib import Path
 
 import pytest
+import trio
 from attrs import evolve
 from trio.testing import MockClock
 
@@ -14,7 +16,7 @@ from arcsup.plan.lifecycle import Evidence, Phase, Step
 from arcsup.spec.native import vm_to_native
 from arcsup.vm import supervise
 from arcsup.vm.managed import ManagedVm, StopOrder
-from arcsup.vm.process import ProcessEnd
+from arcsup.vm.process import Process, ProcessEnd, ProcessId
 from arcsup.vm.record import Launch, Record, RecordStore
 from tests.small_host import BOOT, SmallHost
 
@@ -97,3 +99,86 @@ async def test_a_start_that_failed_for_good_is_not_tried_again_when_that_is_reco
 
     assert vm.record.failure is not None
     assert vm.record.failure.because == "its last words"
+
+
+async def trouble() -> None:
+    raise RuntimeError("a defect")
+
+
+@pytest.fixture
+def room(host: SmallHost, vm: ManagedVm) -> None:
+    """Let the disk take everything."""
+    records = host.fleet.workshop.records
+    assert isinstance(records, FullDisk)
+    records.writes_refused = 0
+
+
+@pytest.mark.usefixtures("room")
+async def test_a_stop_is_one_also_where_qemu_ended_while_its_supervision_was_in_trouble(
+    autojump_clock: MockClock, host: SmallHost, vm: ManagedVm
+) -> None:
+    vm.give_order(StopOrder("its file was removed"))
+
+    await supervise._keep_at_it(vm, host.fleet.workshop, trouble)
+
+    assert vm.record.last_exit is not None
+    assert vm.record.last_exit.exit_class is ExitClass.STOPPED
+    assert (vm.starts, vm.phase) == (1, Phase.DOWN)
+
+
+@pytest.mark.usefixtures("room")
+async def test_what_was_seen_of_an_end_outlives_trouble(
+    autojump_clock: MockClock, host: SmallHost, vm: ManagedVm
+) -> None:
+    vm.evidence = evolve(vm.evidence, shutdown_reason="guest-shutdown")
+
+    await supervise._keep_at_it(vm, host.fleet.workshop, trouble)
+
+    assert vm.record.last_exit is not None
+    assert vm.record.last_exit.exit_class is ExitClass.GUEST_SHUTDOWN
+
+
+class Stubborn(Process):
+    """A QEMU that only SIGKILL ends."""
+
+    def __init__(self) -> None:
+        super().__init__(ProcessId(BOOT, 1, 1), -1)
+        self.sent: list[signal.Signals] = []
+        self.gone = trio.Event()
+
+    @property
+    def ended(self) -> bool:
+        return self.gone.is_set()
+
+    def send(self, number: signal.Signals) -> None:
+        self.sent.append(number)
+        if number is signal.SIGKILL:
+            self.gone.set()
+
+    async def wait(self) -> ProcessEnd:
+        await self.gone.wait()
+        return ProcessEnd(signal=signal.SIGKILL)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.usefixtures("room")
+async def test_a_stop_comes_to_its_end_though_its_supervision_is_in_trouble_again_and_again(
+    autojump_clock: MockClock, host: SmallHost, vm: ManagedVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def break_down(*_: object) -> None:
+        await trio.sleep(2)
+        raise RuntimeError("a defect")
+
+    process = Stubborn()
+    monkeypatch.setattr(supervise, "find_qemu_process", lambda *_: process)
+    monkeypatch.setattr(supervise, "keep_monitor", break_down)
+    vm.give_order(StopOrder("its file was removed"))
+
+    with trio.fail_after(200):
+        await supervise._keep_at_it(vm, host.fleet.workshop, trouble)
+
+    assert process.sent == [signal.SIGTERM, signal.SIGKILL]
+    assert vm.record.last_exit is not None
+    assert vm.record.last_exit.exit_class is ExitClass.STOPPED

@@ -154,6 +154,8 @@ class ManagedVm:
     evidence: Evidence = Evidence(was_ready=False)
     order: StopOrder | None = None
     ordered: trio.Event = field(factory=trio.Event)
+    stopping_since: float | None = None
+    """When its QEMU was first asked to end for ``order``, on trio's clock."""
     stop_steps: tuple[RungTaken, ...] = ()
     end: SeenEnd | None = None
     """How the QEMU that was there last has ended: nobody can look again until it is recorded."""
@@ -208,7 +210,7 @@ class ManagedVm:
     def give_order(self, order: StopOrder) -> None:
         """Have its QEMU ended. A hard order overrides a soft one, never the other way round."""
         if self.order is None or (order.hard and not self.order.hard):
-            self.order = order
+            self.order, self.stopping_since = order, None
             self.ordered.set()
             self.ordered = trio.Event()
 

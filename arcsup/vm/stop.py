@@ -70,15 +70,17 @@ async def stop_qemu(
     guest_time: float,
     hard: bool,
     took: Callable[[RungTaken], None],
+    spent: float = 0.0,
 ) -> None:
     """End a QEMU; ``guest_time`` is the guest's share in seconds.
 
     ``monitor`` gives the QMP session of the moment, None while there is none. ``took`` is told of
-    each rung. Raises TooSlowError when not even SIGKILL helps: the process is then in
-    uninterruptible sleep, and only the kernel can let it go.
+    each rung. ``spent`` are the seconds that interrupted attempts have had. Raises TooSlowError
+    when not even SIGKILL helps: the process is then in uninterruptible sleep, and only the kernel
+    can let it go.
     """
     order = _Order(process, monitor, agent_socket)
-    for rung, act, deadline in _ladder(hard=hard, guest_time=guest_time):
+    for rung, act, deadline in _left(_ladder(hard=hard, guest_time=guest_time), spent):
         started = trio.current_time()
         stepped = True
         try:
@@ -102,7 +104,21 @@ async def stop_qemu(
 _Act = Callable[[_Order], Awaitable[bool]]
 
 
-def _ladder(*, hard: bool, guest_time: float) -> tuple[tuple[Rung, _Act, float], ...]:
+_Rungs = tuple[tuple[Rung, _Act, float], ...]
+
+
+def _left(ladder: _Rungs, spent: float) -> _Rungs:
+    """Return the rungs whose time is not spent, with what is left of it; the last one always."""
+    *first, last = ladder
+    left = []
+    for rung, act, deadline in first:
+        if spent < deadline:
+            left.append((rung, act, deadline - spent))
+        spent = max(0.0, spent - deadline)
+    return (*left, last)
+
+
+def _ladder(*, hard: bool, guest_time: float) -> _Rungs:
     if hard:
         return ((Rung.QUIT, _quit, ANSWER), (Rung.KILL, _kill, INSIST))
     return (

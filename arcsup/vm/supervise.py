@@ -24,6 +24,7 @@ from arcsup.errors import (
 )
 from arcsup.host.cgroups import remove_group
 from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
+from arcsup.host.writer import comes_true
 from arcsup.model import ExitClass, LastExit
 from arcsup.plan.lifecycle import Evidence, Phase, Step, classify_exit
 from arcsup.plan.mode import NORMAL
@@ -68,6 +69,9 @@ device quarantines it, so this is no loop."""
 LOST_DEVICE_TIME = 10.0
 """Seconds a guest that lost a device may take to power down: the kernel waits for QEMU's end."""
 
+SESSION = 3.0
+"""Seconds within which a QEMU that was taken over greets on its monitor."""
+
 LAST_WORDS = 5.0
 """Seconds to wait, after QEMU's end, for what it still had to say on its monitor."""
 
@@ -76,7 +80,7 @@ def begin(vm: ManagedVm, because: str) -> None:
     """Mark that ``vm`` is being started, so that nobody starts it a second time."""
     vm.step(Step.START, f"QEMU is being started: {because}")
     vm.starts += 1
-    vm.order, vm.end = None, None
+    vm.order, vm.stopping_since, vm.end = None, None, None
     vm.adopted = False
     vm.evidence = Evidence(was_ready=False)
     vm.ready, vm.enclosed = trio.Event(), trio.Event()
@@ -114,15 +118,16 @@ async def resume_vm(vm: ManagedVm, workshop: Workshop, process: Process | None) 
     """Go on with a launch that the record tells of; ``process`` is its QEMU, None if it ended."""
     begin(vm, "it is in the record")
     vm.adopted, vm.process = True, process
-    await _keep_at_it(vm, workshop, partial(_resume, vm, workshop))
-
-
-async def _resume(vm: ManagedVm, workshop: Workshop) -> None:
     launch = vm.record.launch
-    was_ready = launch is not None and launch.ready_at is not None
-    vm.evidence = Evidence(was_ready=was_ready)
-    if launch is not None:
-        vm.running = load_vm(launch.text, vm.file, workshop.machine_id)
+    vm.evidence = Evidence(was_ready=launch is not None and launch.ready_at is not None)
+    attempt = partial(_resume, vm, workshop, "it ended while no daemon was there")
+    await _keep_at_it(vm, workshop, attempt)
+
+
+async def _resume(vm: ManagedVm, workshop: Workshop, if_ended: str) -> None:
+    was_ready = vm.evidence.was_ready
+    if vm.record.launch is not None:
+        vm.running = load_vm(vm.record.launch.text, vm.file, workshop.machine_id)
     if vm.process is not None:
         if was_ready:
             vm.step(Step.READY)
@@ -131,7 +136,7 @@ async def _resume(vm: ManagedVm, workshop: Workshop) -> None:
         workshop.changed()
         await _see_through(vm, workshop, vm.process)
     elif was_ready:
-        await _finish(vm, workshop, ProcessEnd(), "it ended while no daemon was there")
+        await _finish(vm, workshop, ProcessEnd(), if_ended)
     else:
         await _undo(vm, workshop)
 
@@ -141,7 +146,7 @@ async def _undo(vm: ManagedVm, workshop: Workshop) -> None:
     await _tidy_up(vm, workshop)
     await remove_overlays(vm.name, workshop.places)
     await vm.save(workshop, launch=None, save=False)
-    vm.running = None
+    vm.running, vm.order = None, None
     vm.step(Step.END)
     workshop.tell(vm.name, "undone", "a start that was interrupted was undone")
     workshop.changed()
@@ -152,8 +157,8 @@ async def _keep_at_it(
 ) -> None:
     """Keep one VM's trouble away from the others: a full disk, or a defect of ours.
 
-    What is true is in the record and in /proc, so the way on is the one of a new daemon; but for an
-    end, which is in neither, and was seen.
+    What is true is in the record and in /proc, so the way on is the one of a new daemon; but what
+    was ordered and what was seen, of an end above all, is in neither and stays.
     """
     while True:
         try:
@@ -183,9 +188,15 @@ async def _keep_at_it(
             vm.running = None
             workshop.changed()
             return
-        begin(vm, "it is in the record")
-        vm.adopted, vm.process = True, find_qemu_process(vm, workshop.boot_id)
-        attempt = partial(_resume, vm, workshop)
+        _take_up_again(vm, workshop)
+        attempt = partial(_resume, vm, workshop, "it ended while nobody could watch it")
+
+
+def _take_up_again(vm: ManagedVm, workshop: Workshop) -> None:
+    vm.step(Step.START, "it is in the record")
+    vm.adopted, vm.process = True, find_qemu_process(vm, workshop.boot_id)
+    vm.ready, vm.enclosed = trio.Event(), trio.Event()
+    vm.conditions.clear()
 
 
 def find_qemu_process(vm: ManagedVm, boot_id: str) -> Process | None:
@@ -276,18 +287,24 @@ async def _obey_orders(vm: ManagedVm, workshop: Workshop, process: Process) -> N
 
 
 async def _climb(vm: ManagedVm, workshop: Workshop, process: Process, order: StopOrder) -> None:
-    if not order.hard:
-        await run_hooks(vm, workshop, "preStop")
+    guest_time = (
+        min(vm.vm.stop.timeout, LOST_DEVICE_TIME) if order.device_lost else vm.vm.stop.timeout
+    )
+    if vm.stopping_since is None:
+        if not order.hard:
+            await run_hooks(vm, workshop, "preStop")
+        vm.stopping_since = trio.current_time()
+    if vm.adopted and not order.hard:
+        await _await_session(vm, vm.stopping_since + guest_time)
     try:
         await stop_qemu(
             process,
             lambda: vm.qmp,
             workshop.places.run_of(vm.name) / "agent.sock",
-            guest_time=min(vm.vm.stop.timeout, LOST_DEVICE_TIME)
-            if order.device_lost
-            else vm.vm.stop.timeout,
+            guest_time=guest_time,
             hard=order.hard,
             took=partial(_note_rung, vm, workshop),
+            spent=trio.current_time() - vm.stopping_since,
         )
     except trio.TooSlowError:
         why = "SIGKILL did not end QEMU: the kernel is waiting for a device or a disk"
@@ -295,6 +312,13 @@ async def _climb(vm: ManagedVm, workshop: Workshop, process: Process, order: Sto
         vm.reason = why
         workshop.tell(vm.name, "stuck", why, pid=process.pid)
         workshop.changed()
+
+
+async def _await_session(vm: ManagedVm, until: float) -> None:
+    """Wait for the QMP session with a QEMU that was taken over: without one no guest is asked."""
+    patience = min(SESSION, until - trio.current_time())
+    if patience > 0:
+        await comes_true(lambda: vm.qmp is not None, seconds=patience)
 
 
 def _note_rung(vm: ManagedVm, workshop: Workshop, taken: RungTaken) -> None:
