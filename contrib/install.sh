@@ -20,7 +20,7 @@ is_for_package() {
     command -v apt-get >/dev/null || return
     apt-get -qq -o DPkg::Lock::Timeout=300 update
     local candidate
-    candidate=$(apt-cache policy python3 | sed -n 's/^ *Candidate: //p')
+    candidate=$(LC_ALL=C apt-cache policy python3 | sed -n 's/^ *Candidate: //p')
     [[ $candidate == [0-9]* ]] && dpkg --compare-versions "$candidate" ge 3.11
 }
 
