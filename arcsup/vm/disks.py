@@ -16,6 +16,7 @@ from arcsup.model import Argv, Disk, DiskBus, DiskFormat, Vm
 from arcsup.opening import open_named
 from arcsup.vm.capabilities import Capabilities
 from arcsup.vm.image_files import create_folder_of, has_qcow2_magic, part_of, publish
+from arcsup.vm.looking import look_at
 from arcsup.vm.options import Slot, escape, on_off, pci_place
 from arcsup.vm.programs import last_words, run_program
 
@@ -68,11 +69,9 @@ async def create_missing_disks(vm: Vm, images: Path) -> None:
     for index, disk in enumerate(vm.disks):
         path = resolve_image(disk.path, images)
         what = f"disks[{index}]: {path}"
-        # In a thread: a dead network file system hangs whoever looks at it.
-        if not await trio.to_thread.run_sync(_is_there, path, what, abandon_on_cancel=True):
+        if not await look_at(str(path), _is_there, path, what):
             await create_disk(disk, images, what)
-        check = _check_image
-        await trio.to_thread.run_sync(check, path, disk, what, abandon_on_cancel=True)
+        await look_at(str(path), _check_image, path, disk, what)
 
 
 def check_files(vm: Vm, images: Path) -> None:

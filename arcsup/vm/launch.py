@@ -14,20 +14,23 @@ leaves programs that the next daemon knows.
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from shlex import join
 
 import trio
 from attrs import evolve
 
+from arcsup.alongside import alongside
 from arcsup.errors import Terminal, Transient
 from arcsup.host.numa import observe_numa
 from arcsup.host.sysfs import Sysfs
 from arcsup.locks import locked
 from arcsup.model import Argv, NetworkType, Vm
+from arcsup.plan.lifecycle import Step
 from arcsup.plan.plan import Intent
 from arcsup.spec.native import vm_to_native
 from arcsup.vm.belongings import (
@@ -84,7 +87,7 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     slices = await take_slices(vm, workshop, iommufd=by_iommufd)
     launch = await choose_account(vm, workshop, launch)
     account = launch.account
-    await create_files(vm.running, places)
+    await _unless_ordered(vm, partial(create_files, vm.running, places))
     with ExitStack() as opened:
         held = [opened.enter_context(_locked(places.run_of(vm.name)))]
         if account is not None:
@@ -125,6 +128,29 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
             private_tmp = await lend_belongings(vm, workshop, needs, account)
             launch = evolve(launch, private_tmp=private_tmp)
         return await _spawn(vm, workshop, launch, needs, held)
+
+
+async def _unless_ordered(vm: ManagedVm, create: Callable[[], Awaitable[None]]) -> None:
+    """Make a VM's files; what is on a dead network file system is waited for until it is to end.
+
+    A helper is killed for that, a look is left behind, and only what is being written is waited
+    for. Raises Transient where the VM is to end.
+    """
+    because = vm.reason
+    vm.reason = f"{because}; its images are looked at, and made where they are missing"
+    with trio.CancelScope() as creating:
+        async with alongside(_cancel_when_ordered, vm, creating):
+            await create()
+    if vm.order is not None:
+        raise Transient("it was to end before its images were there")
+    vm.reason = because
+
+
+async def _cancel_when_ordered(vm: ManagedVm, work: trio.CancelScope) -> None:
+    while vm.order is None:
+        await vm.ordered.wait()
+    vm.step(Step.STOP, vm.order.because)
+    work.cancel()
 
 
 async def _spawn(

@@ -20,6 +20,7 @@ from attrs import frozen
 from arcsup.errors import Refused, Terminal, Transient
 from arcsup.opening import open_named
 from arcsup.vm.image_files import has_iso_magic, has_qcow2_magic
+from arcsup.vm.looking import look_at
 from arcsup.vm.process import find_processes_holding
 from arcsup.vm.programs import kill_at_once, run_program
 
@@ -70,7 +71,7 @@ async def observe_image(path: Path) -> Image:
 
     Raises Terminal for what is missing or no image, Transient when its storage does not answer.
     """
-    probed = await trio.to_thread.run_sync(find_format, path, abandon_on_cancel=True)
+    probed = await look_at(str(path), find_format, path)
     driver = "raw" if probed == "iso" else probed
     argv = ("qemu-img", "info", "-U", "--output=json", "-f", driver, str(path))
     finished = await run_program(argv, seconds=QUICK, hint=HINT)

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-import trio
 from attrs import evolve, frozen
 
 from arcsup.host.accounts import Account
@@ -21,6 +20,7 @@ from arcsup.vm.displays import DISPLAY_SOCKET, check_password, find_render_node,
 from arcsup.vm.ephemeral import create_overlays, with_overlays
 from arcsup.vm.firmware import create_vars, find_firmware, vars_file
 from arcsup.vm.iommufd import Iommufd
+from arcsup.vm.looking import look_at
 from arcsup.vm.networks import check_networks
 from arcsup.vm.pinning import choose_numa_node
 from arcsup.vm.shared_memory import Take, find_shared_memory
@@ -56,7 +56,7 @@ async def create_files(vm: Vm, places: Places) -> None:
     built = with_guest_tools(vm)
     await create_missing_disks(built, places.images)
     await create_overlays(vm, places)
-    await trio.to_thread.run_sync(check_files, built, places.images, abandon_on_cancel=True)
+    await look_at(f"what {vm.name} reads", check_files, built, places.images)
     check_password(vm.display, places.images)
     if (firmware := find_firmware(vm.firmware)) is not None:
         create_vars(firmware.template, vars_file(places.state, vm.name))

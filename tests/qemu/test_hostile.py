@@ -1,7 +1,10 @@
 """Names that mean something to QEMU, and a disk that takes nothing: neither does harm."""
 
+import ctypes
 import os
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -29,6 +32,44 @@ def test_names_that_look_like_options_are_names(short_dir: Path) -> None:
 
         assert opened == set(names)
         assert not any(block["ro"] for block in blocks)
+
+
+@contextmanager
+def dead_file_system(place: Path) -> Iterator[None]:
+    """Mount a file system whose server never answers; who waits for it gets an error afterwards."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    server = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        options = f"fd={server},rootmode=40000,user_id=0,group_id=0".encode()
+        if libc.mount(b"dead", bytes(place), b"fuse", 0, options):
+            pytest.skip(f"no FUSE here: {os.strerror(ctypes.get_errno())}")
+        yield
+    finally:
+        os.close(server)
+        subprocess.run(["umount", "--lazy", place], check=False)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_start_that_waits_for_a_dead_file_system_can_be_ended_and_keeps_nobody_waiting(
+    short_dir: Path,
+) -> None:
+    with running_daemon(short_dir) as daemon:
+        place = daemon.state / "images" / "far"
+        place.mkdir(parents=True, mode=0o711)
+        daemon.drop("one", TINY + "autostart: false\ndisks: [{path: far/a.qcow2}]\n")
+        daemon.drop("two", TINY + "autostart: false\nstop: {timeout: 100ms}\n")
+        daemon.wait_for("one", "stopped")
+        daemon.wait_for("two", "stopped")
+        with dead_file_system(place):
+            for verb in ("stop", "kill"):
+                daemon.call("start", "one")
+                daemon.until(lambda: "images" in daemon.status("one")["reason"], "it hangs")
+                daemon.call("restart", "two", wait="30")
+                assert daemon.state_of("two") == "running"
+                daemon.call(verb, "one", wait="30")
+                assert daemon.state_of("one") == "stopped"
+        assert daemon.status("one")["lastExit"]["class"] == "killed"
+        assert "Traceback" not in daemon.read_log()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
