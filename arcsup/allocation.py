@@ -163,6 +163,7 @@ class Allocation:
             busy=self.busy,
             uniform=self.uniform,
             lost=self.losses.lost(),
+            owed=_find_owed(vms, up),
         )
         return [requests_of(vm) for vm in asking], with_owners(inventory, owners), policy, held
 
@@ -262,6 +263,20 @@ def _held(vm: ManagedVm) -> dict[Place, Held]:
         (vm.name, it.slot): Held(it.backend, it.card, it.parent, it.type, it.id, in_use=in_use)
         for it in vm.claims
         if it.mac is None
+    }
+
+
+def _find_owed(vms: Iterable[ManagedVm], up: frozenset[VmName]) -> dict[str, VmName]:
+    """Return what is being given back, or will be, by VMs that are not to have it again.
+
+    After a power loss, or a bind that failed halfway, nothing of the device itself tells so.
+    """
+    return {
+        address: vm.name
+        for vm in vms
+        for owned in vm.record.slices
+        if vm.name not in up or (owned.left_over and vm.phase is not Phase.DOWN)
+        for address in (owned.id, *(it.address for it in owned.rebindings))
     }
 
 

@@ -319,10 +319,25 @@ def test_a_whole_card_must_be_uncut_alone_in_its_group_and_not_the_hosts_display
     assert chosen(choose((a6000(),), vm(A, request))[A, 0]).id == FIRST
     assert "boot display" in str(choose((display,), vm(A, request))[A, 0])
     assert chosen(choose((display,), vm(A, named))[A, 0]).forced
-    allowed = Policy(cards=(GpuPolicy(FIRST),))
-    assert isinstance(choose((display,), vm(A, request), policy=allowed)[A, 0], Choice)
+    entry = Policy(cards=(GpuPolicy(FIRST, mixed_sizes=True),))
+    assert "boot display" in str(choose((display,), vm(A, request), policy=entry)[A, 0])
     assert f"{SECOND} is in use" in str(choose((shared,), vm(A, named))[A, 0])
     assert "slices of it exist" in str(choose((a6000(uncut=False),), vm(A, named))[A, 0])
+
+
+@pytest.mark.parametrize("kind", [GpuKind.PASSTHROUGH, GpuKind.VF])
+def test_what_a_vm_has_yet_to_give_back_is_for_nobody_else_though_the_device_says_nothing(
+    kind: GpuKind,
+) -> None:
+    card = a6000() if kind is GpuKind.PASSTHROUGH else evolve(sriov(), vfs=sriov().vfs[:1])
+    request = GpuRequest(kind=kind)
+    address = chosen(choose((card,), vm(A, request))[A, 0]).id
+
+    owing = Policy(owed={address: B})
+    for asked in (request, evolve(request, address=PciAddress(address))):
+        refusal = refused(choose((card,), vm(A, asked), policy=owing)[A, 0])
+        assert "VM b has yet to give it back" in str(refusal)
+        assert WaitFor.CAPACITY in refusal.waiting_for
 
 
 def test_a_card_that_others_bound_to_vfio_is_taken_only_by_its_address() -> None:

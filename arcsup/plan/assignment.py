@@ -84,7 +84,8 @@ class Policy:
     ``quarantined`` holds what failed: a slice's id, a parent's or card's address, or
     ``PARENT/TYPE``. ``busy`` says of cards, in a sentence, why nothing of them can be given now;
     ``uniform`` are those that could not be put in mixed mode. ``lost`` says of a card or a VF,
-    by address, why it is of no use although it is there.
+    by address, why it is of no use although it is there. ``owed`` are functions, by address, that
+    a VM is to give back first: its record names them, whether they are anything of it now or not.
     """
 
     cards: tuple[CardPolicy, ...] = ()
@@ -93,6 +94,7 @@ class Policy:
     busy: Mapping[str, str] = field(factory=dict)
     uniform: frozenset[str] = frozenset()
     lost: Mapping[str, str] = field(factory=dict)
+    owed: Mapping[str, VmName] = field(factory=dict)
 
 
 class WaitFor(StrEnum):

@@ -32,11 +32,6 @@ class PolicyTable:
         found = [self.entries[key] for key in keys if key in self.entries]
         return min(found, key=lambda entry: entry[0])[1] if found else None
 
-    def names(self, card: Card) -> bool:
-        """Tell whether the entry that counts for a card is for it alone."""
-        entry = self.entry_of(card)
-        return entry is not None and entry.match == card.address
-
 
 def make_policy_table(entries: Iterable[CardPolicy]) -> PolicyTable:
     """Return a table of entries in which the first match counts."""
@@ -53,7 +48,7 @@ def find_obstacle(
     if bar := find_bar(card, policy, table):
         return bar
     if kind is GpuKind.PASSTHROUGH:
-        return _passthrough_obstacle(card, named=named or table.names(card))
+        return _passthrough_obstacle(card, named=named)
     if not card.usable:
         return Obstacle(card.why or "not usable", None if card.driver else WaitFor.DRIVER)
     if any(backend in BACKENDS[kind] for backend in card.backends):
@@ -72,6 +67,12 @@ def find_bar(card: Card, policy: Policy, table: PolicyTable) -> Obstacle | None:
         return Obstacle(policy.busy[card.address], WaitFor.VFS)
     if card.address in policy.quarantined:
         return Obstacle(QUARANTINED)
+    return _find_debt(card.address, policy)
+
+
+def _find_debt(address: str, policy: Policy) -> Obstacle | None:
+    if owner := policy.owed.get(address):
+        return Obstacle(f"VM {owner} has yet to give it back", WaitFor.CAPACITY)
     return None
 
 
@@ -109,6 +110,8 @@ def vf_obstacle(vf: Function, card: Card, policy: Policy) -> Obstacle | None:
         return Obstacle(f"it is lost: {because}", WaitFor.CARD)
     if vf.address in policy.quarantined:
         return Obstacle(QUARANTINED)
+    if debt := _find_debt(vf.address, policy):
+        return debt
     if vf.group is None:
         return Obstacle("it has no IOMMU group: the IOMMU is off (intel_iommu=on, amd_iommu=on)")
     if vf.blockers:

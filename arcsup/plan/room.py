@@ -163,7 +163,7 @@ def _is_barred(kind: SliceType, busy: set[str], policy: Policy) -> bool:
     if kind.parent in policy.quarantined or f"{kind.parent}/{kind.id}" in policy.quarantined:
         return True
     # A VF has one slice, even where its list of types still says otherwise.
-    return kind.parent in busy
+    return kind.parent in busy or kind.parent in policy.owed
 
 
 def _sum_types(offered: dict[str, dict[str, int]]) -> Counter[str]:
