@@ -3,7 +3,9 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 import trio
@@ -124,6 +126,34 @@ async def test_what_a_killed_daemon_has_begun_to_write_is_known_to_the_next(neve
     assert await comes_true(lambda: not is_unanswered(path), seconds=30)
     await await_earlier_helpers(seconds=30)
     assert not is_unanswered(path)
+
+
+@pytest.fixture
+def marked(never: Path) -> Iterator[int]:
+    """The pid of a program that says of itself that it works on ``never``."""
+    environment = {**os.environ, "ARCSUP_WORKS_ON": str(never)}
+    talk = [sys.executable, "-c", "print(flush=True); input()"]
+    with subprocess.Popen(talk, env=environment, stdin=PIPE, stdout=PIPE) as program:
+        assert program.stdout is not None
+        # Between the two halves of its exec(2) a program has no environment.
+        program.stdout.readline()
+        yield program.pid
+        program.kill()
+
+
+@pytest.mark.parametrize(("real", "known"), [(0, True), (1, False)])
+async def test_a_helper_is_only_what_the_daemons_own_user_started(
+    real: int, known: bool, marked: int, never: Path, tmp_path: Path
+) -> None:
+    # A set-uid program runs as the daemon's user with the environment of who called it.
+    own, caller = os.getuid(), os.getuid() + real
+    (tmp_path / f"{marked}").mkdir()
+    (tmp_path / f"{marked}/environ").symlink_to(f"/proc/{marked}/environ")
+    (tmp_path / f"{marked}/status").write_text(
+        f"Name:\tcat\nUid:\t{caller}\t{own}\t{own}\t{own}\nGid:\t0\t0\t0\t0\n"
+    )
+    await await_earlier_helpers(seconds=0, proc=tmp_path)
+    assert is_unanswered(str(never)) is known
 
 
 async def test_a_program_tells_its_end_and_what_it_said() -> None:

@@ -8,6 +8,7 @@ writes; when it does not come back in time it is left to the kernel and reaped w
 
 import errno
 import os
+import re
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ _STUCK_HINT = "it may be waiting for a program that has the device open; the ker
 
 _MARK = "ARCSUP_WORKS_ON"
 """In a helper's environment, which it keeps through exec(2): what it works on."""
+
+_REAL_UID = re.compile(rb"^Uid:\t(\d+)", re.MULTILINE)
 
 _unanswered: Counter[str] = Counter()
 """What helpers that were left to the kernel still work on, each with how many of them: asking again
@@ -197,7 +200,7 @@ def _find_helpers(proc: Path) -> Iterator[tuple[int, str]]:
         except OSError:
             continue  # It has ended meanwhile.
         what = _read_mark(process / "environ")
-        if what is None:
+        if what is None or not _is_own(process / "status"):
             os.close(pidfd)
         else:
             yield pidfd, what
@@ -211,6 +214,19 @@ def _read_mark(environ: Path) -> str | None:
         return None  # It has ended, or is somebody else's.
     found = (entry.removeprefix(mark) for entry in entries if entry.startswith(mark))
     return next(map(os.fsdecode, found), None)
+
+
+def _is_own(status: Path) -> bool:
+    """Tell whether a process is the daemon's own user's: a mark is no proof, anybody may bear it.
+
+    By its real uid, because a set-uid program is root's by every other sign and keeps its caller's
+    environment (proc_pid_status(5), "Uid").
+    """
+    try:
+        uid = _REAL_UID.search(status.read_bytes())
+    except OSError:
+        return False  # It has ended.
+    return uid is not None and int(uid[1]) == os.getuid()
 
 
 async def _await_earlier(pidfd: int, what: str, ended: trio.Event) -> None:
