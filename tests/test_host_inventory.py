@@ -291,6 +291,27 @@ def test_a_network_card_is_no_gpu_even_when_it_is_named(tree: Tree) -> None:
     ]
 
 
+def test_a_vf_whose_interface_is_in_a_container_is_not_free(tree: Tree) -> None:
+    pf = tree.populate_pci(
+        CARD, pci_class="0x020000", driver="igb", group=1, files={"sriov_totalvfs": "7\n"}
+    )
+    addresses = [f"0000:41:10.{n}" for n in (0, 2, 4)]
+    down, away, bare = tree.populate_vfs(
+        pf, addresses, pci_class="0x020000", driver="igbvf", first_group=5
+    )
+    tree.write(f"{down}/net/enp1/operstate", "down\n")
+    (tree.root / away / "net").mkdir()
+    assert not (tree.root / bare / "net").exists()
+
+    (card,) = look(tree).network_cards
+
+    assert [vf.obstacle for vf in card.vfs] == [
+        "",
+        "it has its interface in another network namespace",
+        "",
+    ]
+
+
 # --- whether it can be handed out ---------------------------------------------------------------
 
 

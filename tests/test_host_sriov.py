@@ -140,3 +140,15 @@ async def test_vfs_are_left_while_the_hosts_network_is_on_one(tree: Tree) -> Non
     with pytest.raises(Refused, match=f"{VFS[1]} is the host's network interface enp1"):
         await enable_vfs(CARD, 4, Sysfs(tree.root))
     assert (tree.root / card / "sriov_numvfs").read_text() == "2\n"
+
+
+async def test_vfs_are_left_while_a_container_has_the_interface_of_one(tree: Tree) -> None:
+    card = add_card(tree, driver="igb", total=7)
+    (first, second) = tree.populate_vfs(card, VFS, driver="igbvf")
+    tree.write(f"{card}/sriov_numvfs", "2\n")
+    tree.write(f"{first}/net/enp0/operstate", "down\n")
+    (tree.root / second / "net").mkdir()
+    in_container = f"{VFS[1]} has its interface in another network namespace"
+    with pytest.raises(Refused, match=in_container):
+        await enable_vfs(CARD, 4, Sysfs(tree.root))
+    assert (tree.root / card / "sriov_numvfs").read_text() == "2\n"

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from arcsup.devices import NetworkCard, NetworkVf
 from arcsup.host.cards import PCI, observe_numa_node
 from arcsup.host.iommu import IommuGroups, is_vfio_driver
-from arcsup.host.sriov import find_interface_in_use, find_vfs
+from arcsup.host.sriov import find_network_use, find_vfs
 from arcsup.host.sysfs import Sysfs
 from arcsup.model import VmName
 
@@ -57,6 +57,6 @@ def _observe_vf(
         obstacle = "; ".join(blockers)
     elif vm is None and is_vfio_driver(sysfs, path, driver):
         obstacle = f"bound to {driver}, and not by arcsup"
-    elif interface := find_interface_in_use(sysfs, path):
-        obstacle = f"it is the host's network interface {interface}"
+    elif use := find_network_use(sysfs, path):
+        obstacle = f"it {use}"
     return NetworkVf(address, group, vm, obstacle)

@@ -14,6 +14,7 @@ from arcsup.errors import ArcsupError, Refused, Terminal, Transient
 from arcsup.host.cards import PCI
 from arcsup.host.holders import find_holders
 from arcsup.host.in_use import FindHolders, require_free
+from arcsup.host.iommu import is_vfio_driver
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vendor_vgpu import observe_vendor_vf
 from arcsup.host.writer import Word, comes_true, explain, run_helper, write_sysfs
@@ -50,12 +51,19 @@ def find_vfs(sysfs: Sysfs, address: str) -> dict[int, str]:
     return {number: vf for number, vf in sorted(links.items()) if vf is not None}
 
 
-def find_interface_in_use(sysfs: Sysfs, path: str) -> str | None:
-    """Return the network interface of a function that carries the host's packets, if one does."""
+def find_network_use(sysfs: Sysfs, path: str) -> str:
+    """Return what a function is to the host's network, as "is …" or "has …"; "" for nothing."""
     names = sysfs.names(f"{path}/net")
-    return next(
-        (name for name in names if sysfs.text(f"{path}/net/{name}/operstate") == "up"), None
-    )
+    up = next((name for name in names if sysfs.text(f"{path}/net/{name}/operstate") == "up"), None)
+    if up is not None:
+        return f"is the host's network interface {up}"
+    # The folder goes with its last interface; those of other namespaces are not shown in it
+    # (fs/kernfs/dir.c), and carry a container's packets.
+    driver = sysfs.link_name(f"{path}/driver")
+    is_the_hosts = driver is not None and not is_vfio_driver(sysfs, path, driver)
+    if is_the_hosts and not names and sysfs.is_folder(f"{path}/net"):
+        return "has its interface in another network namespace"
+    return ""
 
 
 async def enable_vfs(
@@ -128,8 +136,8 @@ async def _require_vfs_unused(sysfs: Sysfs, address: str, holders: FindHolders) 
             why = f"{vf} has a mediated device"
         elif sysfs.link_name(f"{path}/driver") == "vfio-pci":
             why = f"{vf} is handed out (on vfio-pci)"
-        elif interface := find_interface_in_use(sysfs, path):
-            why = f"{vf} is the host's network interface {interface}"
+        elif use := find_network_use(sysfs, path):
+            why = f"{vf} {use}"
         else:
             continue
         raise Refused(
