@@ -4,6 +4,7 @@ The kernel has no question for it: opening the group ourselves would tell (EBUSY
 take it from whoever is about to.
 """
 
+import errno
 import os
 import re
 from collections.abc import Mapping
@@ -18,7 +19,7 @@ _NODE = re.compile(r"/dev/vfio/((?:noiommu-)?\d+|devices/vfio\d+)(?: \(deleted\)
 class Holders:
     """Pids by node below /dev/vfio: ``12`` for a group, ``devices/vfio0`` for a device.
 
-    ``complete`` is False when some process would not be looked into: then nothing is proven free.
+    ``complete`` is False when some process could not be looked into: then nothing is proven free.
     """
 
     by_node: Mapping[str, tuple[int, ...]] = field(factory=dict)
@@ -42,10 +43,10 @@ def find_holders(proc: Path = Path("/proc")) -> Holders:
         try:
             for node in _held_by(f"{proc}/{name}/fd"):
                 by_node.setdefault(node, set()).add(int(name))
-        except PermissionError:
-            complete = False
-        except OSError:
+        except (FileNotFoundError, ProcessLookupError):
             continue  # It ended while we looked.
+        except OSError:
+            complete = False
     return Holders({node: tuple(sorted(pids)) for node, pids in by_node.items()}, complete)
 
 
@@ -56,6 +57,11 @@ def _held_by(folder: str) -> set[str]:
             target = os.readlink(f"{folder}/{descriptor}")
         except FileNotFoundError:
             continue  # It was closed while we looked.
+        except OSError as error:
+            # A guest can make such paths in what it shares; VFIO's are short.
+            if error.errno == errno.ENAMETOOLONG:
+                continue
+            raise
         if match := _NODE.fullmatch(target):
             nodes.add(match[1])
     return nodes

@@ -15,7 +15,7 @@ FindHolders = Callable[[], Holders]
 async def require_free(sysfs: Sysfs, devices: Iterable[str], find: FindHolders) -> None:
     """Look who has the devices at these paths, or their groups, open.
 
-    Raises Refused with the pids, or when some process would not be looked into: the kernel gives
+    Raises Refused with the pids, or when some process could not be looked into: the kernel gives
     no EBUSY here, it sleeps until the last one has closed.
     """
     # Thousands of small reads in /proc.
@@ -33,6 +33,6 @@ async def require_free(sysfs: Sysfs, devices: Iterable[str], find: FindHolders) 
             )
         if not holders.complete:
             raise Refused(
-                f"who uses {name} cannot be told: some processes may not be looked into",
+                f"who uses {name} cannot be told: some processes could not be looked into",
                 "run arcsup's daemon as root",
             )
