@@ -191,7 +191,8 @@ class NumaNodeSeen:
 class Inventory:
     """Everything that choosing needs to know of a host, here or in a file of another host's.
 
-    ``faults`` are entries of the device tree that could not be read, one sentence each.
+    ``faults`` are entries of the device tree that could not be read, one sentence each. ``stale``:
+    the kernel does not answer, and this is how it was before, or nothing where it never has.
     """
 
     hostname: str = ""
@@ -201,3 +202,4 @@ class Inventory:
     numa: tuple[NumaNodeSeen, ...] = ()
     faults: tuple[str, ...] = field(default=())
     network_cards: tuple[NetworkCard, ...] = ()
+    stale: bool = False

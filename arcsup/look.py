@@ -47,7 +47,8 @@ class DeviceLook:
             )
             return self._mark(self.last)
         stuck = f"{self.sysfs}: no answer for {PATIENCE:g} s; this is how it was before"
-        return self._mark(evolve(self.last, faults=(*self.last.faults, stuck)))
+        seen = evolve(self.last, stale=True, faults=(*self.last.faults, stuck))
+        return self._mark(seen)
 
     def _mark(self, inventory: Inventory) -> Inventory:
         return mark_cards(

@@ -50,6 +50,8 @@ class VfKeeper:
         self, inventory: Inventory, entries: Sequence[CardPolicy], users: Mapping[str, str]
     ) -> None:
         """Start what is to be done; ``users`` tells by card who uses it."""
+        if inventory.stale:
+            return  # What is not in it may be there all the same, and would be forgotten.
         self._forget_what_is_gone(inventory)
         steps = plan_vfs(
             inventory,

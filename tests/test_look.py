@@ -41,6 +41,7 @@ async def test_a_kernel_that_does_not_answer_leaves_what_was_known(
             seen = await look.observe()
             assert seen.cards == before.cards
             assert "no answer" in seen.faults[0]
+            assert seen.stale
         assert len(looks) == 1, "one thread waits, whoever asks"
     finally:
         release.set()

@@ -18,9 +18,10 @@ from arcsup.host.surroundings import Surroundings
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vf_quotas import observe_vf_quotas
 from arcsup.host.writer import comes_true
+from arcsup.look import DeviceLook
 from arcsup.model import MiB
 from arcsup.spec.config import GpuPolicy
-from arcsup.vf_journal import VfJournal
+from arcsup.vf_journal import KeptQuota, VfJournal
 from arcsup.virtual_functions import VfKeeper
 from tests.trees import Tree
 
@@ -188,6 +189,20 @@ async def test_what_went_meanwhile_is_nobodys_when_it_comes_again(
         world.driver.make(CARD, 2)
         world.tend(GpuPolicy(CARD, vfs=4))
         assert world.driver.asked == []
+
+
+async def test_a_kernel_that_has_not_answered_yet_makes_nobody_forget_whose_they_are(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = KeptQuota(QUOTA, {0: VfQuota(vram_mib=MiB(4096))})
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        await world.keeper.journal.note(CARD, 2)
+        await world.keeper.journal.note_quota(CARD, kept)
+        monkeypatch.setattr("arcsup.look.PATIENCE", 0)
+        world.keeper.tend(await DeviceLook(tree.root).observe(), (), {})
+
+        assert world.keeper.journal.counts == {CARD: (2,)}
+        assert world.keeper.journal.quotas == {CARD: kept}
 
 
 @pytest.mark.parametrize(
