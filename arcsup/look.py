@@ -38,17 +38,33 @@ class DeviceLook:
     _sizes: TypeSizes = field(factory=dict)
     # One at a time: a look that a stuck driver holds must not be joined by one more each second.
     _one: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(1))
+    _turn: trio.Lock = field(factory=trio.Lock)
+    _begun: int = 0
+    _ended: int = 0
+    _answer: Inventory = field(factory=Inventory)
 
     async def observe(self) -> Inventory:
-        """Return what is there now; when the kernel does not answer, what was, with a fault."""
+        """Return what is there now; when the kernel does not answer, what was, with a fault.
+
+        A hundred who ask at once share one look, and it begins after they have asked: so nobody
+        waits for more than the look that is under way and the next.
+        """
+        asked = self._begun
+        async with self._turn:
+            if self._ended <= asked:
+                self._begun += 1
+                self._answer = await self._look()
+                self._ended = self._begun
+        return self._mark(self._answer)
+
+    async def _look(self) -> Inventory:
         with trio.move_on_after(PATIENCE):
             self.last = await trio.to_thread.run_sync(
                 self._observe, self.owners(), self.also(), abandon_on_cancel=True, limiter=self._one
             )
-            return self._mark(self.last)
+            return self.last
         stuck = f"{self.sysfs}: no answer for {PATIENCE:g} s; this is how it was before"
-        seen = evolve(self.last, stale=True, faults=(*self.last.faults, stuck))
-        return self._mark(seen)
+        return evolve(self.last, stale=True, faults=(*self.last.faults, stuck))
 
     def _mark(self, inventory: Inventory) -> Inventory:
         return mark_cards(
