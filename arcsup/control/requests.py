@@ -36,6 +36,7 @@ STATUS_OF_CODE = {
     "invalid": 422,
     "unexpected": 500,
     "no-daemon": 503,
+    "stuck": 504,
     "timed-out": 504,
 }
 """HTTP status of each ArcsupError.code; ``unexpected`` is a fault of the daemon itself."""

@@ -33,8 +33,6 @@ RETRY_SECONDS = 5.0
 class DeviceTrouble(Transient):
     """A device could not be had, through no fault of the VM: waited for, at no cost."""
 
-    code = "device-trouble"
-
 
 async def take_slices(
     vm: ManagedVm, workshop: Workshop, *, iommufd: bool = False
