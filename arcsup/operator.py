@@ -19,7 +19,7 @@ from qemu.qmp import QMPError
 import arcsup
 from arcsup.control.events import EventLog
 from arcsup.control.metrics import Metrics
-from arcsup.errors import ArcsupError, Refused, TimedOut
+from arcsup.errors import ArcsupError, NoSuchObject, Refused, TimedOut
 from arcsup.explain import explain
 from arcsup.fleet import Fleet, View
 from arcsup.gpu_operator import GpuOperator
@@ -80,12 +80,15 @@ class Operator:
 
     def status(self, name: str) -> VmStatus:
         """Return one VM and its kept events."""
+        shown = self._show_named(name)
+        return evolve(shown, events=tuple(event for _, event in self.event_log.since(0, name)))
+
+    def _show_named(self, name: str) -> VmStatus:
+        """Return one VM, or the file that is none. Raises NoSuchObject."""
         bad = [bad for bad in self.fleet.bad_files.values() if bad.name == name]
         if bad and name not in self.fleet.vms:
-            shown = show_bad_file(bad[0])
-        else:
-            shown = self._show(self.fleet.find(name), self.fleet.look())
-        return evolve(shown, events=tuple(event for _, event in self.event_log.since(0, name)))
+            return show_bad_file(bad[0])
+        return self._show(self.fleet.find(name), self.fleet.look())
 
     def why(self, name: str) -> Why:
         """Return the chain from "not as desired" to its cause."""
@@ -326,13 +329,15 @@ class Operator:
         timeout: float,  # noqa: ASYNC109
     ) -> VmStatus:
         """Wait until the VM is in ``state`` (None: gone)."""
-        last = self.status(name)
+        last = self._show_named(name)
 
         def there() -> bool:
             nonlocal last
-            known = {status.name: status for status in self.statuses()}
-            last = known.get(VmName(name), last)
-            return name not in known if state is None else last.state is state
+            try:
+                last = self._show_named(name)
+            except NoSuchObject:
+                return state is None
+            return last.state is state
 
         if not await self._until(there, timeout):
             raise TimedOut(

@@ -6,15 +6,21 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
+import arcsup.operator
 from arcsup.control.events import EventLog
 from arcsup.control.metrics import Metrics
+from arcsup.errors import TimedOut
 from arcsup.events.dirty import Dirty
-from arcsup.model import VmName
+from arcsup.fleet import View
+from arcsup.model import State, VmName, VmStatus
 from arcsup.operator import Operator
+from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import Intent
 from arcsup.reconcile import Reconciler
+from arcsup.show import show_vm
 from arcsup.vf_journal import VfJournal
 from arcsup.virtual_functions import VfKeeper
 from arcsup.vm.managed import ManagedVm, StopOrder
@@ -77,6 +83,42 @@ async def test_who_asked_to_save_need_not_say_it_again(host: SmallHost) -> None:
         await operator.stop("web")
 
     assert vm.record.save
+
+
+async def test_who_waits_for_one_vm_looks_at_no_other(
+    host: SmallHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.drop("other", "memory: 64\n")
+    await host.fleet.read_files()
+    shown = set()
+
+    def note(vm: ManagedVm, view: View, places: Places) -> VmStatus:
+        shown.add(vm.name)
+        return show_vm(vm, view, places)
+
+    monkeypatch.setattr(arcsup.operator, "show_vm", note)
+    async with operating(host) as operator:
+        with pytest.raises(TimedOut):
+            await operator.wait_for("web", State.PAUSED, 0)
+
+    assert shown == {"web"}
+
+
+async def test_who_waits_until_a_vm_is_gone_is_told_when_its_file_is(host: SmallHost) -> None:
+    async with operating(host) as operator, trio.open_nursery() as nursery:
+
+        async def wait() -> None:
+            with trio.fail_after(60):
+                gone.append(await operator.wait_for("web", None, 60))
+
+        gone: list[VmStatus] = []
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked()
+        assert not gone
+        del host.fleet.vms[WEB]
+        host.fleet.changed.ring()
+
+    assert [status.name for status in gone] == ["web"]
 
 
 async def test_a_start_that_is_undone_leaves_nothing_to_save(host: SmallHost) -> None:
