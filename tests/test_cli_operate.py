@@ -236,6 +236,18 @@ def test_files_that_are_none_are_refused_in_a_line(cli: Cli, tmp_path: Path) -> 
     assert "longer than" in cli("start", str(tmp_path / "huge.yaml")).err
 
 
+@pytest.mark.parametrize("name", ["w\udce9n.yaml", "w\x1b[2Jn.yaml"])
+def test_a_file_whose_name_cannot_be_shown_is_refused_in_a_line_that_shows_it(
+    name: str, cli: Cli, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text("memory: 1GiB\n")
+
+    result = cli("start", str(tmp_path / name))
+
+    assert (result.code, cli.supervisor.calls) == (2, [])
+    assert repr(str(tmp_path / name)) in result.err.splitlines()[0]
+
+
 def test_wait_for_a_state_that_is_there(cli: Cli) -> None:
     assert cli("wait", "web").code == 0
     assert cli("wait", "web", "--for", "running").out == ""

@@ -13,6 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import trio
+from attrs import evolve
 from starlette.routing import Route
 
 from arcsup.control.app import make_app
@@ -146,6 +147,8 @@ def test_a_command_that_settles_badly_tells_why(asker: Asker, supervisor: FakeSu
     ("method", "target", "body", "status", "code"),
     [
         ("GET", "/v1/vms/nope", None, 404, "not-found"),
+        ("GET", "/v1/vms/%E9", None, 404, "not-found"),
+        ("GET", "/v1/vms/%ED%A0%80", None, 404, "not-found"),
         ("GET", "/v1/vms/nope/why", None, 404, "not-found"),
         ("POST", "/v1/vms/nope/start", None, 404, "not-found"),
         ("GET", "/v1/events?vm=nope", None, 404, "not-found"),
@@ -170,6 +173,11 @@ def test_a_command_that_settles_badly_tells_why(asker: Asker, supervisor: FakeSu
         ("POST", "/v1/vms/web/qmp", b'{"execute": 7}', 400, "usage"),
         ("POST", "/v1/vms/web/qmp", b'{"execute": "x", "arguments": []}', 400, "usage"),
         ("POST", "/v1/vms", b'{"file": "x.yaml", "source": "a: 1"}', 400, "usage"),
+        ("POST", "/v1/vms/web/qmp", rb'{"execute": "x", "arguments": {"\ud800": 1}}', 400, "usage"),
+        ("POST", "/v1/vms", rb'{"file": "/w\udce9.yaml", "source": "a: 1"}', 400, "usage"),
+        ("POST", "/v1/vms", b'{"file": "/w\xed\xb3\xa9.yaml", "source": "a: 1"}', 400, "usage"),
+        ("POST", "/v1/vms", rb'{"file": "/w\u001b[2J.yaml", "source": "a: 1"}', 400, "usage"),
+        ("POST", "/v1/vms", rb'{"file": "/w\u0000.yaml", "source": "a: 1"}', 400, "usage"),
         ("POST", "/v1/vms", b'{"file": "/x.yaml"}', 400, "usage"),
         ("POST", "/v1/vms", b'{"file": "/x.yaml", "source": "faulty: 1"}', 422, "invalid"),
     ],
@@ -182,6 +190,28 @@ def test_a_bad_request_is_answered_in_one_line(
     assert (got_status, got_code) == (status, code)
     assert message
     assert "\n" not in message
+
+
+def test_what_is_no_text_is_named_in_a_line(asker: Asker, supervisor: FakeSupervisor) -> None:
+    body = {"file": "/tmp/w\udce9n.yaml", "source": "memory: 1GiB"}
+
+    message = asker.fail("POST", "/v1/vms", json.dumps(body).encode())[2]
+
+    assert message == r"'/tmp/w\udce9n.yaml' is no Unicode text"
+    assert supervisor.calls == []
+
+
+def test_a_name_that_is_no_text_costs_no_answer_about_others(
+    asker: Asker, supervisor: FakeSupervisor
+) -> None:
+    supervisor.add(evolve(make_status("odd"), file="/tmp/w\udce9n.yaml"))
+    supervisor.failures["pause"] = Refused("/tmp/w\udce9n.yaml is in use")
+
+    status, vms = asker.ask("GET", "/v1/vms")
+
+    assert (status, [vm["name"] for vm in vms]) == (200, ["db", "odd", "old", "web"])
+    assert vms[1]["file"] == "/tmp/w?n.yaml"
+    assert asker.fail("POST", "/v1/vms/odd/pause")[2] == "/tmp/w?n.yaml is in use"
 
 
 def test_a_body_without_an_end_is_refused(asker: Asker) -> None:

@@ -77,10 +77,12 @@ def test_an_error_of_the_daemon_comes_out_of_the_client_as_what_its_code_says(
     assert (caught.value.message, caught.value.hint) == ("what", "what to do")
 
 
-@pytest.mark.parametrize("name", ["../etc", "a b", "a?b=c", "ü", "a%2Fb", "a\r\nX: y"])
+@pytest.mark.parametrize("name", ["../etc", "a b", "a?b=c", "ü", "a%2Fb", "a\r\nX: y", "w\udce9n"])
 def test_a_strange_name_is_just_not_there(name: str, client: Client) -> None:
     with pytest.raises(NoSuchObject):
         client.get(vm_path(name))
+    with pytest.raises(NoSuchObject):
+        client.get("/v1/events", {"vm": name})
 
 
 def test_without_a_daemon_it_says_how_to_start_one(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 from starlette.routing import Route
 
 from arcsup import __version__
@@ -19,6 +19,7 @@ from arcsup.control.metrics import CONTENT_TYPE
 from arcsup.control.modes import take_answers, take_mode
 from arcsup.control.openapi import Operation, describe_api
 from arcsup.control.requests import (
+    JsonAnswer,
     answer_errors,
     make_error,
     read_body,
@@ -68,7 +69,7 @@ class Control:
 
     async def list_vms(self, _request: Request) -> Response:
         """Answer all VMs."""
-        return JSONResponse([view_vm(status) for status in self._supervisor.statuses()])
+        return JsonAnswer([view_vm(status) for status in self._supervisor.statuses()])
 
     async def submit(self, request: Request) -> Response:
         """Run the VM of a file; ``?wait=`` waits until it does."""
@@ -77,6 +78,8 @@ class Control:
         file = Path(take_text(body, "file"))
         if not file.is_absolute():
             raise UsageError(f"'file' must be an absolute path, got {str(file)!r}")
+        if not str(file).isprintable():
+            raise UsageError(f"{str(file)!r} holds what cannot be shown", "rename the file")
         source, mode, answers = take_text(body, "source"), take_mode(body), take_answers(body)
         name = await self._supervisor.submit(file, source, mode, answers)
         return await self._answer_command(request, name, "start", seconds, created=True)
@@ -89,15 +92,15 @@ class Control:
 
     async def show_status(self, request: Request) -> Response:
         """Answer one VM."""
-        return JSONResponse(view_status(self._supervisor.status(_name(request))))
+        return JsonAnswer(view_status(self._supervisor.status(_name(request))))
 
     async def show_why(self, request: Request) -> Response:
         """Answer the chain to the cause."""
-        return JSONResponse(view_why(self._supervisor.why(_name(request))))
+        return JsonAnswer(view_why(self._supervisor.why(_name(request))))
 
     async def show_definition(self, request: Request) -> Response:
         """Answer the VM as its file asks for it."""
-        return JSONResponse(self._supervisor.definition(_name(request)))
+        return JsonAnswer(self._supervisor.definition(_name(request)))
 
     async def wait(self, request: Request) -> Response:
         """Answer once the VM is in the state that ``for`` names."""
@@ -107,7 +110,7 @@ class Control:
         status = await while_wanted(
             request, self._closing, lambda: self._supervisor.wait_for(name, state, timeout)
         )
-        return JSONResponse(view_status(status))
+        return JsonAnswer(view_status(status))
 
     def command(
         self, verb: str, act: Callable[[str], Awaitable[None]], *, settles: bool
@@ -134,11 +137,11 @@ class Control:
         """Answer a VM after ``verb``: at once, or when it has had its effect."""
         if seconds is None:
             status = self._supervisor.status(name)
-            return JSONResponse(view_status(status), status_code=201 if created else 202)
+            return JsonAnswer(view_status(status), status_code=201 if created else 202)
         status = await while_wanted(
             request, self._closing, lambda: self._supervisor.settle(name, verb, seconds)
         )
-        return JSONResponse(view_status(status), status_code=201 if created else 200)
+        return JsonAnswer(view_status(status), status_code=201 if created else 200)
 
     async def stop(self, request: Request) -> Response:
         """Stop a VM; ``save`` keeps what it wrote to its ephemeral disks."""
@@ -150,7 +153,7 @@ class Control:
         body = await read_body(request)
         command, arguments = take_text(body, "execute"), take_object(body, "arguments")
         value = await self._supervisor.qmp(_name(request), command, arguments)
-        return JSONResponse({"return": value})
+        return JsonAnswer({"return": value})
 
     async def take_screenshot(self, request: Request) -> Response:
         """Answer the guest's first display."""
@@ -159,7 +162,7 @@ class Control:
 
     async def list_steps(self, _request: Request) -> Response:
         """Answer what the next pass would do."""
-        return JSONResponse([view_step(step) for step in self._supervisor.steps()])
+        return JsonAnswer([view_step(step) for step in self._supervisor.steps()])
 
     async def stream_events(self, request: Request) -> Response:
         """Answer events, as they happen."""
@@ -182,11 +185,11 @@ class Control:
     async def reload(self, _request: Request) -> Response:
         """Read the configuration and every VM file again."""
         later = await self._supervisor.reload()
-        return JSONResponse(ReloadedJson(done=True, later=list(later)))
+        return JsonAnswer(ReloadedJson(done=True, later=list(later)))
 
     async def show_report(self, _request: Request) -> Response:
         """Answer the daemon's own state."""
-        return JSONResponse(self._supervisor.report())
+        return JsonAnswer(self._supervisor.report())
 
     async def show_metrics(self, _request: Request) -> Response:
         """Answer the metrics."""
@@ -194,7 +197,7 @@ class Control:
 
     async def show_openapi(self, _request: Request) -> Response:
         """Answer the description of this API."""
-        return JSONResponse(describe_api(self.operations(), __version__))
+        return JsonAnswer(describe_api(self.operations(), __version__))
 
     def operations(self) -> Sequence[Operation]:
         """Return every route: the one list that is both served and described."""

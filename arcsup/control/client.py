@@ -219,11 +219,11 @@ def follow_work(events: Iterator[tuple[int, Any]]) -> Iterator[float]:
 
 def vm_path(name: str, *rest: str) -> str:
     """Return the path of a VM, whatever is in its name."""
-    return "/".join(["/v1/vms", quote(name, safe=""), *rest])
+    return "/".join(["/v1/vms", quote(name, safe="", errors="surrogateescape"), *rest])
 
 
 def _join(path: str, query: dict[str, str] | None) -> str:
-    return f"{path}?{urlencode(query)}" if query else path
+    return f"{path}?{urlencode(query, errors='surrogateescape')}" if query else path
 
 
 def _read_head(answer: BufferedReader) -> tuple[int, int]:

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from arcsup.control.gpus import view_card, view_inventory, view_verdicts
 from arcsup.control.openapi import Operation
-from arcsup.control.requests import read_body, take_text
+from arcsup.control.requests import JsonAnswer, read_body, take_text
 from arcsup.control.shapes import (
     AdoptJson,
     DoneJson,
@@ -30,43 +30,43 @@ class GpuControl:
     async def list_gpus(self, _request: Request) -> Response:
         """Answer the host's GPUs."""
         inventory = await self._gpus.inventory()
-        return JSONResponse([view_card(card) for card in inventory.cards])
+        return JsonAnswer([view_card(card) for card in inventory.cards])
 
     async def show_inventory(self, _request: Request) -> Response:
         """Answer all that planning needs to know of the host."""
-        return JSONResponse(view_inventory(await self._gpus.inventory()))
+        return JsonAnswer(view_inventory(await self._gpus.inventory()))
 
     async def explain(self, request: Request) -> Response:
         """Answer why each type is taken for a VM, or is not."""
         found = await self._gpus.explain(str(request.path_params["name"]))
-        return JSONResponse(view_verdicts(found))
+        return JsonAnswer(view_verdicts(found))
 
     async def explain_file(self, request: Request) -> Response:
         """Answer the same for a VM as a file asks for it."""
         body = await read_body(request)
         file = Path(take_text(body, "file"))
         found = await self._gpus.explain_file(file, take_text(body, "source"))
-        return JSONResponse(view_verdicts(found))
+        return JsonAnswer(view_verdicts(found))
 
     async def adopt(self, request: Request) -> Response:
         """Take a foreign slice into the journal."""
         body = await read_body(request)
         await self._gpus.adopt(take_text(body, "id"), take_text(body, "vm"))
-        return JSONResponse(DoneJson(done=True))
+        return JsonAnswer(DoneJson(done=True))
 
     async def release(self, request: Request) -> Response:
         """Let a slice go."""
         await self._gpus.release(take_text(await read_body(request), "id"))
-        return JSONResponse(DoneJson(done=True))
+        return JsonAnswer(DoneJson(done=True))
 
     async def list_quarantined(self, _request: Request) -> Response:
         """Answer what is not tried again."""
-        return JSONResponse(list(self._gpus.quarantined()))
+        return JsonAnswer(list(self._gpus.quarantined()))
 
     async def unquarantine(self, request: Request) -> Response:
         """Have it tried again."""
         lifted = self._gpus.unquarantine(take_text(await read_body(request), "id"))
-        return JSONResponse(list(lifted))
+        return JsonAnswer(list(lifted))
 
     def operations(self) -> Sequence[Operation]:
         """Return every route."""

@@ -45,10 +45,22 @@ T = TypeVar("T")
 Handler = Callable[[Request], Awaitable[Response]]
 
 
+class JsonAnswer(JSONResponse):
+    """JSON in UTF-8, with ``?`` for what is no character.
+
+    A file's name may be any bytes, and one such name must not cost the answer about all others.
+    """
+
+    def render(self, content: Any) -> bytes:
+        """Return the body."""
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return text.encode(errors="replace")
+
+
 def make_error(code: str, message: str, hint: str = "", status: int | None = None) -> Response:
     """Return the error body of the contract with the fitting status."""
     body: ErrorJson = {"error": {"code": code, "message": message, "hint": hint}}
-    return JSONResponse(body, status_code=status or STATUS_OF_CODE[code])
+    return JsonAnswer(body, status_code=status or STATUS_OF_CODE[code])
 
 
 def answer_errors(handler: Handler) -> Handler:
@@ -88,13 +100,25 @@ async def read_body(request: Request) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(body)
+        # JSON can escape half a character (a lone surrogate), and no text can hold it.
+        json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise UsageError("the body is nested too deeply") from None
+    except UnicodeEncodeError as error:
+        hint = "a file whose name is not UTF-8 must be renamed"
+        raise UsageError(f"{_find_string(error)!r} is no Unicode text", hint) from None
     except ValueError as error:
         raise UsageError(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
         raise UsageError(f"the body must be a JSON object, not {type(value).__name__}")
     return value
+
+
+def _find_string(error: UnicodeEncodeError) -> str:
+    """Return the JSON string, or a piece of it, that could not be encoded."""
+    text = error.object
+    begin = max(text.rfind('"', 0, error.start) + 1, error.start - 100)
+    return text[begin : min(text.find('"', error.end), error.end + 100)]
 
 
 def take_text(body: dict[str, Any], key: str) -> str:
