@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 from arcsup.host.cards import PCI
 from arcsup.host.kmsg import LogRecord
@@ -23,7 +23,7 @@ from arcsup.host.xids import find_xid, judge_xid
 
 @frozen
 class Loss:
-    """Why a device is lost, and since when on the monotonic clock."""
+    """Why a device is lost, and when that was heard last, on the monotonic clock."""
 
     because: str
     at: float
@@ -91,11 +91,15 @@ class Losses:
             if self.forget(address):
                 self.tell(address, "it may be used again")
             return
-        if address not in self._lost:
+        known = self._lost.get(address)
+        if known is None or known.at < self.since:
             self._lost[address] = Loss(because, at)
             if at >= self.since:
                 self.tell(address, f"it is lost: {because}")
             self.changed()
+        elif at > known.at:
+            # What a card says first is the cause; what follows comes of it.
+            self._lost[address] = evolve(known, at=at)
 
     def _confirm(self, address: str, loss: Loss) -> None:
         """A loss of before this daemon that has just ended a VM is none of the past."""

@@ -18,6 +18,8 @@ CARD, SOUND, VF = "0000:2b:00.0", "0000:2b:00.1", "0000:2b:00.4"
 BRIDGE = "/devices/pci0000:00/0000:00:1b.0"
 CARD_PATH = f"{BRIDGE}/{CARD}"
 FALLEN = "NVRM: Xid (PCI:0000:2b:00): 79, GPU has fallen off the bus."
+HALT = "an internal microcontroller halted"
+HALTED = "NVRM: Xid (PCI:0000:2b:00): 62, pid=1, name=x"
 RECOVERED = (
     "NVRM: Xid (PCI:0000:2b:00): 154, GPU recovery action changed"
     " from 0x1 (GPU Reset Required) to 0x0 (None)"
@@ -95,6 +97,28 @@ def test_an_old_log_bars_nothing_unless_a_vm_has_lived_through_it(host: Host) ->
 
     assert host.losses.find([slice_on()], started_at=NOW - 200)
     assert set(host.losses.lost()) == {VF}
+
+
+def test_a_loss_of_before_hides_no_later_one(host: Host) -> None:
+    host.losses.hear_log(said(FALLEN, at=NOW - 200))
+    host.losses.hear_log(said(HALTED, at=NOW - 100))
+    assert host.losses.find([slice_on()], started_at=NOW - 150).endswith(": Xid 62: " + HALT)
+
+    host = Host(Losses(host.losses.root, since=NOW))
+    host.losses.tell = lambda address, sentence: host.told.append(f"{address}: {sentence}")
+    host.losses.hear_log(said(HALTED, at=NOW - 100))
+    host.losses.hear_log(said(FALLEN, at=NOW + 5))
+    because = "Xid 79: the GPU has fallen off the bus"
+    assert host.losses.lost() == dict.fromkeys((CARD, SOUND, VF), because)
+    assert host.told[0] == f"{CARD}: it is lost: {because}"
+
+
+def test_what_follows_a_loss_is_told_no_more_and_ends_who_lives_through_it(host: Host) -> None:
+    host.losses.hear_log(said(FALLEN, at=NOW + 5))
+    told = list(host.told)
+    host.losses.hear_log(said(HALTED, at=NOW + 9))
+    assert host.told == told
+    assert host.losses.find([slice_on()], started_at=NOW + 7).endswith("off the bus")
 
 
 def test_a_flood_of_a_guests_faults_is_told_once_and_ends_nothing(host: Host) -> None:
