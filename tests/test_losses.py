@@ -157,6 +157,8 @@ def test_a_driver_that_has_recovered_its_card_brings_it_back(host: Host) -> None
         {**PCI, "ACTION": "bind", "DRIVER": "vfio-pci"},
         {**PCI, "ACTION": "change"},
         {**PCI, "ACTION": "unbind"},
+        {**PCI, "ACTION": "add", "SYNTH_UUID": "0"},
+        {**PCI, "ACTION": "bind", "DRIVER": "nvidia", "SYNTH_UUID": "0"},
         {**WEDGED, "WEDGED": "none"},
         {**AER_FAILED, "ERROR_EVENT": "BEGIN_RECOVERY"},
         {"ACTION": "add", "SUBSYSTEM": "drm", "DEVPATH": f"{CARD_PATH}/drm/card1"},

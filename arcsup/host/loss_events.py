@@ -28,7 +28,8 @@ def read_loss_event(properties: Mapping[str, str]) -> LossEvent | None:
     """Return what a uevent says of a device's loss or return; None where it says nothing."""
     subsystem, action = properties.get("SUBSYSTEM"), properties.get("ACTION")
     path = _path_of_function(properties.get("DEVPATH", ""))
-    if not path:
+    # udevadm trigger makes events of which nothing has happened; the kernel marks them so.
+    if not path or "SYNTH_UUID" in properties:
         return None
     if subsystem == "drm" and (methods := properties.get("WEDGED", "none")) != "none":
         return LossEvent(path, f"its driver has given it up (WEDGED={methods})")
