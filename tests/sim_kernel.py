@@ -110,7 +110,9 @@ class SimKernel:
         self._vanish(owned.id)
         self.point()
 
-    def is_ready(self, owned: OwnedSlice, _sysfs: Sysfs, *, iommufd: bool = False) -> str:
+    def is_ready(
+        self, owned: OwnedSlice, _sysfs: Sysfs, *, iommufd: bool = False, in_use: bool = False
+    ) -> str:
         if owned.id in self.going or self.find(owned.id) is None:
             return f"{owned.id} is not there"
         return ""

@@ -114,5 +114,12 @@ async def test_another_type_is_left_alone(tree: Tree) -> None:
     assert current(tree).read_text() == "1156"
 
 
+async def test_a_type_that_cannot_be_read_is_not_taken_for_none(tree: Tree) -> None:
+    current(tree).unlink()
+    current(tree).mkdir()
+    with pytest.raises(Transient, match=f"which vGPU type {VF} has cannot be read now"):
+        await remove_vendor(OWNED, Sysfs(tree.root), nobody)
+
+
 async def test_a_vf_that_is_gone_has_nothing_to_take_back(tmp_path: Path) -> None:
     await remove_vendor(OWNED, Sysfs(tmp_path), nobody)

@@ -1,5 +1,6 @@
 """A VM's slices in its record, while a device does not let go; the devices are in tests/lab."""
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from arcsup.devices import Backend
 from arcsup.errors import NotRecorded, Stuck
 from arcsup.events.dirty import Dirty
 from arcsup.host.owned import OwnedSlice
+from arcsup.host.slices import is_ready
 from arcsup.host.sysfs import Sysfs
 from arcsup.model import VmName
 from arcsup.reconcile import Reconciler
@@ -19,7 +21,7 @@ from arcsup.virtual_functions import VfKeeper
 from arcsup.vm import slices
 from arcsup.vm.managed import ManagedVm
 from arcsup.vm.record import Record
-from arcsup.vm.slices import release_slices, take_slices
+from arcsup.vm.slices import find_lost_slices, release_slices, take_slices
 from tests.small_host import SmallHost
 
 VF = "0000:41:00.4"
@@ -91,3 +93,28 @@ async def test_what_does_not_come_back_is_kept_in_the_record_and_keeps_nobody_fr
     assert host.told.count("device-kept") == 1, "it is told once"
     assert await release_slices(one, host.fleet.workshop)
     assert one.record.slices == ()
+
+
+async def test_a_vm_that_runs_has_lost_its_type_when_that_is_read_and_not_when_it_cannot_be(
+    vm: tuple[SmallHost, ManagedVm], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    host, one = vm
+    pf = host.tree.populate_pci("0000:41:00.0", driver="nvidia")
+    [vf] = host.tree.populate_vfs(pf, [VF], driver="nvidia", first_group=40)
+    host.tree.populate_vendor(vf, current="1148")
+    for name in ("vfio", "40"):
+        node = tmp_path / "dev/vfio" / name
+        node.parent.mkdir(parents=True, exist_ok=True)
+        node.touch()
+    monkeypatch.setattr(slices, "is_ready", partial(is_ready, dev=tmp_path / "dev"))
+    assert find_lost_slices(one, host.fleet.workshop) == []
+
+    current = host.tree.root / vf / "nvidia/current_vgpu_type"
+    current.unlink()
+    current.mkdir()
+    assert find_lost_slices(one, host.fleet.workshop) == []
+
+    current.rmdir()
+    current.write_text("0")
+    lost = f"{VF} has type none, not nvidia-1148"
+    assert find_lost_slices(one, host.fleet.workshop) == [lost]

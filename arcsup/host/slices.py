@@ -6,6 +6,8 @@ done is finished, and ``remove_slice`` undoes as much as there is.
 """
 
 import os
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from arcsup.devices import Backend
@@ -121,20 +123,22 @@ def is_ready(
     sysfs: Sysfs,
     *,
     iommufd: bool = False,
+    in_use: bool = False,
     account: Account | None = None,
     dev: Path = DEV,
 ) -> str:
     """Return what is missing until QEMU can open the slice; "" when nothing is.
 
-    ``iommufd``: that QEMU has /dev/iommu. ``account`` is whom it runs as (None: our own).
+    ``iommufd``: that QEMU has /dev/iommu. ``in_use``: it has opened the slice already, so only what
+    is seen to be missing counts. ``account`` is whom it runs as (None: our own).
     """
-    obstacle = {
+    looks: Mapping[Backend, Callable[[OwnedSlice, Sysfs], str]] = {
         Backend.MDEV: mdev_obstacle,
-        Backend.VENDOR_VFIO: vendor_obstacle,
+        Backend.VENDOR_VFIO: partial(vendor_obstacle, in_use=in_use),
         Backend.SRIOV: binding_obstacle,
         Backend.PASSTHROUGH: binding_obstacle,
-    }[owned.backend](owned, sysfs)
-    if obstacle:
+    }
+    if obstacle := looks[owned.backend](owned, sysfs):
         return obstacle
     if sysfs.link_name(f"{owned.device}/iommu_group") is None:
         return f"{owned.id} has no IOMMU group"

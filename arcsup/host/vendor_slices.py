@@ -52,11 +52,16 @@ def find_type_id(sysfs: Sysfs, vf: str, wanted: str) -> str:
     raise Transient(f"no virtual function beside {vf} can be made a {wanted} now")
 
 
-def vendor_obstacle(owned: OwnedSlice, sysfs: Sysfs) -> str:
-    """Return what keeps a VF with its type from being used; "" where nothing does."""
+def vendor_obstacle(owned: OwnedSlice, sysfs: Sysfs, *, in_use: bool = False) -> str:
+    """Return what keeps a VF with its type from being used; "" where nothing does.
+
+    What cannot be read keeps nobody from it who has it ``in_use``.
+    """
     if sysfs.link_name(f"{owned.device}/driver") is None:
         return f"{owned.id} is not there, or has no driver"
     seen = observe_vendor_vf(sysfs, owned.device, owned.id)
+    if seen is not None and not seen.settled and in_use:
+        return ""
     if seen is None or not seen.settled:
         return f"the driver of {owned.id} has not made its vGPU files yet"
     if seen.current != owned.type:
@@ -86,7 +91,8 @@ async def create_vendor(owned: OwnedSlice, sysfs: Sysfs) -> None:
 async def remove_vendor(owned: OwnedSlice, sysfs: Sysfs, find: FindHolders) -> None:
     """Take a VF's type back when nobody holds it, or find it gone; never another's type.
 
-    Raises Refused when it is held, Stuck when the driver does not let go of it.
+    Raises Refused when it is held, Stuck when the driver does not let go of it, Transient when the
+    driver does not tell which it has.
     """
     answer, is_dead = "", False
     for attempt in range(_TRIES if _has_type(owned, sysfs) else 0):
@@ -113,6 +119,10 @@ async def remove_vendor(owned: OwnedSlice, sysfs: Sysfs, find: FindHolders) -> N
 
 def _has_type(owned: OwnedSlice, sysfs: Sysfs) -> bool:
     seen = observe_vendor_vf(sysfs, owned.device, owned.id)
+    if seen is not None and not seen.settled:
+        raise Transient(
+            f"which vGPU type {owned.id} has cannot be read now", "the kernel log may tell why"
+        )
     return seen is not None and seen.current == owned.type
 
 

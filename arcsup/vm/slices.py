@@ -144,7 +144,8 @@ def find_lost_slices(vm: ManagedVm, workshop: Workshop) -> list[str]:
     """
     sysfs = Sysfs(workshop.places.sysfs)
     iommufd = was_launched_with_iommufd(vm.record.launch)
-    found = (is_ready(owned, sysfs, iommufd=iommufd) for owned in vm.record.slices_in_use)
+    in_use = vm.record.slices_in_use
+    found = (is_ready(owned, sysfs, iommufd=iommufd, in_use=True) for owned in in_use)
     return [why for why in found if why]
 
 
