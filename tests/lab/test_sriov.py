@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from arcsup.host.sriov import find_network_use
+from arcsup.host.sysfs import Sysfs
 from tests.lab.kernel import (
     PCI,
     Uevents,
@@ -150,5 +152,32 @@ def test_igb_takes_its_vfs_away_when_it_goes(igb: Path) -> None:
     write(igb / "driver/unbind", igb.name)
     try:
         assert list(igb.glob("virtfn*")) == []
+    finally:
+        write(Path("/sys/bus/pci/drivers_probe"), igb.name)
+
+
+def test_an_interface_in_another_namespace_leaves_an_empty_folder(igb: Path) -> None:
+    container = subprocess.Popen(["unshare", "--net", "sleep", "infinity"])
+
+    def moves() -> bool:
+        # udev may be about to give it its name.
+        [interface] = (path.name for path in (igb / "net").iterdir())
+        move = ["ip", "link", "set", "dev", interface, "netns", str(container.pid)]
+        return subprocess.run(move, check=False).returncode == 0
+
+    try:
+        namespace, ours = Path(f"/proc/{container.pid}/ns/net"), Path("/proc/self/ns/net")
+        wait_until(lambda: namespace.readlink() != ours.readlink())
+        wait_until(moves)
+        assert list((igb / "net").iterdir()) == []
+        use = find_network_use(Sysfs(Path("/sys")), f"bus/pci/devices/{igb.name}")
+        assert use == "has its interface in another network namespace"
+    finally:
+        container.kill()
+        container.wait()
+    wait_until(lambda: any((igb / "net").iterdir()))
+    unbind(igb)
+    try:
+        assert not (igb / "net").exists()
     finally:
         write(Path("/sys/bus/pci/drivers_probe"), igb.name)
