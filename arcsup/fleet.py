@@ -27,6 +27,7 @@ from arcsup.plan.lifecycle import Phase
 from arcsup.plan.mode import NORMAL
 from arcsup.plan.plan import HostSeen, Intent, Seen, Wanted, judge
 from arcsup.plan.restart import Budget
+from arcsup.real_paths import RealPaths
 from arcsup.spec.directory import (
     Circumstances,
     DirectoryState,
@@ -89,6 +90,7 @@ class Fleet:
     """Why the VM directory is not believed although it can be read; "" when it is."""
     memory: Callable[[], MiB | None] = observe_available_memory
     """What the host can still give."""
+    real_paths: RealPaths = field(factory=RealPaths)
     _last_good: dict[VmName, Vm] = field(factory=dict)
     _named: frozenset[VmName] | None = None
     """The VMs that files ask for; None while the directory cannot be believed: then all stay."""
@@ -163,6 +165,7 @@ class Fleet:
             images=workshop.places.images,
             system=workshop.places.system,
             last_good=self._last_good,
+            resolve=self.real_paths.resolve,
         )
         snapshot = await trio.to_thread.run_sync(
             partial(read_directory, workshop.places.vms, self.snapshot, given, time.time())
@@ -346,7 +349,9 @@ class Fleet:
         for stray in strays:
             if stray is vm or stray.running is None:
                 continue
-            shared = find_shared(vm.vm, stray.running, lambda path: os.path.realpath(images / path))
+            shared = find_shared(
+                vm.vm, stray.running, lambda path: self.real_paths.resolve(images / path)
+            )
             if shared:
                 return f"VM {stray.name} to end, which still has {shared}"
         return ""

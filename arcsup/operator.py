@@ -175,7 +175,7 @@ class Operator:
             with self.fleet.answers.reserve(vm.name) as place:
                 if answers is not None:
                     mode = await add_answers(mode, answers, place)
-                if is_in_directory(file, workshop.places.vms):
+                if is_in_directory(self.fleet, file):
                     await self._await_reading(file, source, vm.name)
                     await self.start(vm.name, mode)
                 else:

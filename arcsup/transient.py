@@ -21,9 +21,10 @@ from arcsup.vm.managed import ManagedVm
 from arcsup.vm.record import FRESH, Record, Source
 
 
-def is_in_directory(file: Path, vms: Path) -> bool:
+def is_in_directory(fleet: Fleet, file: Path) -> bool:
     """Tell whether a file is one of the VM directory's, whatever way its path goes there."""
-    return os.path.realpath(file.parent) == os.path.realpath(vms) and file.suffix == ".yaml"
+    resolve, vms = fleet.real_paths.resolve, fleet.workshop.places.vms
+    return resolve(file.parent) == resolve(vms) and file.suffix == ".yaml"
 
 
 async def take_up(fleet: Fleet, file: Path, source: str, vm: Vm, mode: Mode) -> VmName:
@@ -89,7 +90,9 @@ def _check_unshared(fleet: Fleet, file: Path, vm: Vm) -> None:
     for other in fleet.vms.values():
         if other.name == vm.name or other.running is None:
             continue
-        shared = find_shared(vm, other.running, lambda path: os.path.realpath(images / path))
+        shared = find_shared(
+            vm, other.running, lambda path: fleet.real_paths.resolve(images / path)
+        )
         if shared:
             raise Refused(
                 f"{file}: asks for {shared}, which VM {other.name} has",

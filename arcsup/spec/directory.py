@@ -6,7 +6,7 @@ the previous snapshot is not read again. Nothing is ever written.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 
@@ -96,12 +96,14 @@ class Circumstances:
 
     ``images`` is what relative image paths hang off. ``system``: act only on what nobody but root
     can change. ``last_good`` are the versions that ran before the daemon started, by name.
+    ``resolve`` takes the links out of an image's path.
     """
 
     machine_id: str
     images: Path
     system: bool = False
     last_good: Mapping[VmName, Vm] = field(factory=dict)
+    resolve: Callable[[Path], str] = os.path.realpath
 
 
 def read_directory(
@@ -303,7 +305,7 @@ def _compare(
         )
         for file in ordered
     ]
-    contested = check_together(sources, lambda image: os.path.realpath(given.images / image))
+    contested = check_together(sources, lambda image: given.resolve(given.images / image))
     entries: dict[Path, Entry] = {}
     for file, source in zip(ordered, sources, strict=True):
         faults = file.parsed.faults or contested.get(file.path, ())

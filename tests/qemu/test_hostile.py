@@ -61,6 +61,8 @@ def test_a_start_that_waits_for_a_dead_file_system_can_be_ended_and_keeps_nobody
         daemon.wait_for("one", "stopped")
         daemon.wait_for("two", "stopped")
         with dead_file_system(place):
+            daemon.drop("three", TINY + "stop: {timeout: 100ms}\n")
+            daemon.wait_for("three", "running")
             for verb in ("stop", "kill"):
                 daemon.call("start", "one")
                 daemon.until(lambda: "images" in daemon.status("one")["reason"], "it hangs")
