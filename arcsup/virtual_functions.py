@@ -13,7 +13,7 @@ import trio
 from attrs import define, evolve, field
 
 from arcsup.devices import Inventory, VfQuota
-from arcsup.errors import ArcsupError, Stuck, Terminal
+from arcsup.errors import ArcsupError, Stuck, Terminal, Transient
 from arcsup.host.mixed_sizes import enable_mixed_sizes
 from arcsup.host.sriov import enable_vfs, find_vfs
 from arcsup.host.sysfs import Sysfs
@@ -25,6 +25,10 @@ from arcsup.vf_journal import KeptQuota, VfJournal
 
 RETRY_SECONDS = 10.0
 """Seconds after which a card that did not get its virtual functions is tried again."""
+
+
+class _Overtaken(Transient):
+    """A card is not as it was when it was looked at; the next look says what is to be done."""
 
 
 @define(eq=False)
@@ -78,12 +82,13 @@ class VfKeeper:
     def _forget_what_is_gone(self, inventory: Inventory) -> None:
         with_vfs = {card.address for card in inventory.cards if card.vfs}
         with_vfs |= {card.address for card in inventory.network_cards if card.vfs}
-        for address in self.journal.counts.keys() - with_vfs - self._working:
-            # Whoever makes some now, it is not arcsup.
-            del self.journal.counts[address]
-        for address in self.journal.quotas.keys() - with_vfs - self._working:
-            # The driver has released them (sysfs-driver-intel-xe-sriov).
-            del self.journal.quotas[address]
+        noted = self.journal.counts.keys() | self.journal.quotas.keys()
+        for address in noted - with_vfs - self._working:
+            if not self._count(address):  # None were made after the look either.
+                # Whoever makes some now, it is not arcsup; and the driver has released their quotas
+                # (sysfs-driver-intel-xe-sriov).
+                self.journal.counts.pop(address, None)
+                self.journal.quotas.pop(address, None)
         for address in self._given_up.keys() - with_vfs:
             if isinstance(self._given_up[address], SetQuota):
                 del self._given_up[address]
@@ -128,6 +133,7 @@ class VfKeeper:
         if address in self.journal.quotas:
             # With them the driver releases their memory; of their turns it promises nothing.
             await self._put_back_quota(address, memory=False)
+        self._require_as_seen(step)
         # NVIDIA's tool makes as many as the card can have.
         await self.journal.note(address, *sorted({step.have, step.count, step.total} - {0}))
         self.mixed.discard(address)
@@ -141,6 +147,13 @@ class VfKeeper:
         have = self._count(address)
         await self.journal.note(address, have)
         self.tell("vfs-set", f"{address} has {have} virtual functions now")
+
+    def _require_as_seen(self, step: SetVfs) -> None:
+        """Refuse to take for ours what somebody else, a boot service say, has just enabled."""
+        if (have := self._count(step.address)) != step.have:
+            raise _Overtaken(
+                f"it had {step.have} virtual functions when it was looked at, and has {have} now"
+            )
 
     async def _set_quota(self, step: SetQuota) -> None:
         address, sysfs = step.address, Sysfs(self.sysfs)
@@ -184,7 +197,7 @@ class VfKeeper:
             have = self._count(address)
             if have == 0:
                 self.busy[address] = f"its virtual functions could not be enabled: {why}"
-            if have not in (0, step.have) and not isinstance(error, Stuck):
+            if have not in (0, step.have) and not isinstance(error, Stuck | _Overtaken):
                 # It made what it could. Again and again it would take that away and make as many.
                 step, hopeless = evolve(step, have=have), True
         if hopeless:

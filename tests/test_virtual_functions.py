@@ -205,6 +205,47 @@ async def test_a_kernel_that_has_not_answered_yet_makes_nobody_forget_whose_they
         assert world.keeper.journal.quotas == {CARD: kept}
 
 
+@pytest.mark.parametrize("count", [3, 5])
+async def test_what_a_boot_service_enables_between_look_and_deed_is_never_arcsups(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    monkeypatch.setattr(virtual_functions, "RETRY_SECONDS", 0.05)
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.tend(GpuPolicy(CARD, vfs=3))
+        world.driver.make(CARD, count)
+        await until(lambda: world.told)
+        meanwhile = f"it had 0 virtual functions when it was looked at, and has {count} now"
+        assert world.told == [("vfs-left", f"{CARD}: {meanwhile}")]
+
+        def tended() -> bool:
+            world.tend(GpuPolicy(CARD, vfs=0))
+            return world.keeper.findings()[0].endswith("not by arcsup")
+
+        await until(tended)
+        assert world.driver.asked == []
+        assert world.keeper.journal.counts == {}
+
+
+async def test_what_the_kernel_makes_late_is_arcsups_though_the_look_did_not_see_it(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(virtual_functions, "RETRY_SECONDS", 0.05)
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        world.driver.answers = [Stuck("no answer")]
+        world.tend(GpuPolicy(CARD, vfs=3))
+        await until(lambda: len(world.calls) == 2)
+        seen = await DeviceLook(tree.root).observe()
+        world.driver.make(CARD, 3)
+        world.keeper.tend(seen, (GpuPolicy(CARD, vfs=4),), {})
+
+        def tended() -> bool:
+            world.tend(GpuPolicy(CARD, vfs=4))
+            return world.count() == 4
+
+        await until(tended)
+        assert world.driver.asked == [(CARD, 3), (CARD, 4)]
+
+
 @pytest.mark.parametrize(
     "error", [Transient("busy"), Refused("in use"), Stuck("no answer")], ids=str
 )
