@@ -162,7 +162,7 @@ class VfKeeper:
             self.tell("vf-quota-set", f"{address}: its virtual functions have their former quotas")
             return
         kept = self.journal.quotas.get(address)
-        now = await trio.to_thread.run_sync(observe_vf_quotas, sysfs, address)
+        now = await observe_vf_quotas(sysfs, address)
         # Of a function that was made since, what it has now is what it had before.
         former = now | dict(kept.former if kept else {})
         await self.journal.note_quota(address, KeptQuota(None, former))

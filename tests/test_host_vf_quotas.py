@@ -1,11 +1,13 @@
 """What VFs may use, in the files of Intel's drivers, which are played by files."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from arcsup.devices import VfQuota
-from arcsup.errors import Terminal
+from arcsup.errors import Stuck, Terminal
 from arcsup.host import vf_quotas
 from arcsup.host.inventory import observe_host
 from arcsup.host.sysfs import Sysfs
@@ -45,11 +47,11 @@ def add_xe(tree: Tree) -> str:
 
 async def test_xes_files_get_what_is_asked_for_and_nothing_else(tree: Tree) -> None:
     pf, sysfs = add_xe(tree), Sysfs(tree.root)
-    assert observe_vf_quotas(sysfs, CARD) == {n: VfQuota(MiB(3072), 0, 0) for n in (0, 1)}
+    assert await observe_vf_quotas(sysfs, CARD) == {n: VfQuota(MiB(3072), 0, 0) for n in (0, 1)}
 
     await set_vf_quotas(sysfs, CARD, {0: QUOTA, 1: VfQuota(exec_quantum_ms=5)})
 
-    assert observe_vf_quotas(sysfs, CARD) == {0: QUOTA, 1: VfQuota(MiB(3072), 5, 0)}
+    assert await observe_vf_quotas(sysfs, CARD) == {0: QUOTA, 1: VfQuota(MiB(3072), 5, 0)}
     assert (tree.root / f"{pf}/sriov_admin/vf1/profile/vram_quota").read_text() == str(2 << 30)
 
 
@@ -62,7 +64,7 @@ async def test_i915s_files_are_another_place_for_the_same(tree: Tree) -> None:
     await set_vf_quotas(sysfs, CARD, {1: VfQuota(exec_quantum_ms=20, preempt_timeout_us=1000)})
 
     expected = {0: VfQuota(None, 0, 0), 1: VfQuota(None, 20, 1000)}
-    assert observe_vf_quotas(sysfs, CARD) == expected
+    assert await observe_vf_quotas(sysfs, CARD) == expected
 
 
 async def test_a_driver_without_the_file_is_told(tree: Tree) -> None:
@@ -73,14 +75,43 @@ async def test_a_driver_without_the_file_is_told(tree: Tree) -> None:
         await set_vf_quotas(Sysfs(tree.root), CARD, {0: VfQuota(MiB(512))})
 
 
-async def test_what_the_firmware_refuses_or_does_not_take_is_told(tree: Tree) -> None:
+async def test_what_the_firmware_refuses_is_told(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_xe(tree)
+
+    async def write(path: str, text: str, *, seconds: float) -> None:
+        raise OSError(errno.ENOSPC, "", path)
+
+    monkeypatch.setattr(vf_quotas, "write_sysfs", write)
+
+    with pytest.raises(Terminal, match="not so much"):
+        await set_vf_quotas(Sysfs(tree.root), CARD, {0: QUOTA})
+
+
+async def test_what_the_firmware_does_not_take_is_told(tree: Tree) -> None:
+    pf = add_xe(tree)
+    quota = tree.root / f"{pf}/sriov_admin/vf1/profile/vram_quota"
+    quota.unlink()
+    quota.symlink_to("/dev/null")
+
+    with pytest.raises(Terminal, match="is None, not"):
+        await set_vf_quotas(Sysfs(tree.root), CARD, {0: QUOTA})
+
+
+async def test_a_read_that_the_driver_does_not_answer_is_told_in_time(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vf_quotas, "_READ_SECONDS", 0.05)
     pf, sysfs = add_xe(tree), Sysfs(tree.root)
     quota = tree.root / f"{pf}/sriov_admin/vf1/profile/vram_quota"
-    for device, words in (("/dev/full", "not so much"), ("/dev/null", "is None, not")):
-        quota.unlink()
-        quota.symlink_to(device)
-        with pytest.raises(Terminal, match=words):
-            await set_vf_quotas(sysfs, CARD, {0: QUOTA})
+    quota.unlink()
+    os.mkfifo(quota)
+
+    with pytest.raises(Stuck, match="vram_quota"):
+        await observe_vf_quotas(sysfs, CARD)
+    with pytest.raises(Stuck, match="vram_quota"):
+        await set_vf_quotas(sysfs, CARD, {0: QUOTA})
 
 
 @pytest.mark.parametrize("rounded", [2 << 30, 3 << 29])
@@ -96,7 +127,8 @@ async def test_what_the_firmware_rounds_is_taken(
 
     await set_vf_quotas(Sysfs(tree.root), CARD, {0: VfQuota(MiB(2000))})
 
-    assert observe_vf_quotas(Sysfs(tree.root), CARD)[0].vram_mib == rounded >> 20
+    seen = await observe_vf_quotas(Sysfs(tree.root), CARD)
+    assert seen[0].vram_mib == rounded >> 20
 
 
 def test_the_inventory_tells_the_memory_of_each_vf(tree: Tree) -> None:

@@ -1,8 +1,9 @@
 """The keeper of virtual functions on a device tree whose driver is played."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from arcsup.host.pci_ids import PciIds
 from arcsup.host.surroundings import Surroundings
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vf_quotas import observe_vf_quotas
-from arcsup.host.writer import comes_true
+from arcsup.host.writer import comes_true, unanswered_writes
 from arcsup.look import DeviceLook
 from arcsup.model import MiB
 from arcsup.spec.config import GpuPolicy
@@ -326,8 +327,8 @@ def make_quota_files(tree: Tree) -> None:
             tree.write(f"{folder}/{name}", f"{value}\n")
 
 
-def quotas(tree: Tree) -> dict[int, tuple[int | None, int | None]]:
-    seen = observe_vf_quotas(Sysfs(tree.root), CARD)
+async def quotas(tree: Tree) -> dict[int, tuple[int | None, int | None]]:
+    seen = await observe_vf_quotas(Sysfs(tree.root), CARD)
     return {number: (it.vram_mib, it.exec_quantum_ms) for number, it in seen.items()}
 
 
@@ -343,7 +344,7 @@ async def test_functions_get_their_quotas_and_the_former_ones_when_they_are_aske
         world.tend(wanted)
         assert world.keeper.busy == {CARD: "what its virtual functions may use is being set"}
         await until(lambda: len(world.calls) == 2)
-        assert quotas(tree) == {0: (2048, 20), 1: (2048, 20)}
+        assert await quotas(tree) == {0: (2048, 20), 1: (2048, 20)}
         world.tend(wanted)
         assert world.keeper.busy == {}
         assert world.told[1:] == [
@@ -355,10 +356,12 @@ async def test_functions_get_their_quotas_and_the_former_ones_when_they_are_aske
         assert world.keeper.busy == {}
         world.tend(GpuPolicy(CARD, vfs=2, vf_quota=VfQuota(exec_quantum_ms=5)))
         await until(lambda: len(world.calls) == 1)
-        assert quotas(tree) == {0: (4096, 5), 1: (4096, 5)}, "what is not asked for is as it was"
+        assert await quotas(tree) == {0: (4096, 5), 1: (4096, 5)}, (
+            "what is not asked for is as it was"
+        )
         world.tend(GpuPolicy(CARD, vfs=2))
         await until(lambda: len(world.calls) == 2)
-        assert quotas(tree) == {0: (4096, 0), 1: (4096, 0)}
+        assert await quotas(tree) == {0: (4096, 0), 1: (4096, 0)}
     assert json.loads((tmp_path / "vfs.json").read_text())["quotas"] == {}
 
 
@@ -378,7 +381,7 @@ async def test_quotas_that_a_killed_daemon_had_begun_are_set_or_put_back_by_the_
         world.tend(GpuPolicy(CARD, vfs=2))
         await until(lambda: world.calls)
 
-        assert quotas(tree) == {0: (4096, 0), 1: (4096, 0)}
+        assert await quotas(tree) == {0: (4096, 0), 1: (4096, 0)}
 
 
 async def test_functions_that_are_taken_away_have_their_former_turns_again(
@@ -408,3 +411,25 @@ async def test_a_card_without_quotas_says_so_and_its_functions_can_be_given(
         (finding,) = world.keeper.findings()
         assert "its driver has no vram_quota" in finding
         assert "Linux" in finding
+
+
+async def test_the_daemon_ends_while_a_driver_does_not_tell_a_quota(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_quota_files(tree)
+    quota = tree.root / f"devices/pci0000:00/{CARD}/sriov_admin/vf1/profile/vram_quota"
+    quota.unlink()
+    os.mkfifo(quota)
+    async with AsyncExitStack() as held, open_world(tree, monkeypatch, tmp_path) as world:
+
+        def is_read() -> bool:
+            """Tell whether somebody reads the pipe, and leave him waiting."""
+            with suppress(OSError):
+                held.callback(os.close, os.open(quota, os.O_WRONLY | os.O_NONBLOCK))
+                return True
+            return False
+
+        world.driver.make(CARD, 2)
+        world.tend(GpuPolicy(CARD, vf_quota=QUOTA))
+        await until(is_read)
+    assert await comes_true(lambda: str(quota) not in unanswered_writes(), seconds=60)

@@ -80,10 +80,10 @@ class Sysfs:
         text = self.text(path)
         if text is None:
             return None
-        if _COUNT.fullmatch(text) is None:
+        number = parse_count(text)
+        if number is None:
             self.fault(path, f"expected a number, found {_quote(text)}")
-            return None
-        return int(text)
+        return number
 
     def hex_digits(self, path: str, digits: int) -> str:
         """Return a hexadecimal number in lower case, ``digits`` long; "" where there is none."""
@@ -148,6 +148,11 @@ class Sysfs:
     def _note(self, path: str, error: OSError) -> None:
         if error.errno not in _GONE:
             self.fault(path, f"cannot be read: {(error.strerror or str(error)).lower()}")
+
+
+def parse_count(text: str) -> int | None:
+    """Return a decimal number that is not negative, None where the text is none."""
+    return int(text) if _COUNT.fullmatch(text) else None
 
 
 def _quote(text: str) -> str:

@@ -4,6 +4,7 @@ Source: Documentation/ABI/testing/sysfs-driver-intel-xe-sriov: the scheduling fi
 6.19, ``vram_quota`` (bytes, discrete cards only) since 7.0; the out-of-tree i915-sriov-dkms has two
 of the three. xe's debugfs has more, and nobody promises that it stays as it is. Both number VFs
 from 1, the links ``virtfn`` from 0. The firmware may round what is written, so it is read back.
+Reads ask the firmware too, and may never come back: helpers read.
 """
 
 import errno
@@ -13,10 +14,11 @@ from arcsup.devices import VfQuota
 from arcsup.errors import Terminal, Transient
 from arcsup.host.cards import PCI
 from arcsup.host.sriov import find_vfs
-from arcsup.host.sysfs import Sysfs
-from arcsup.host.writer import Word, explain, write_sysfs
+from arcsup.host.sysfs import Sysfs, parse_count
+from arcsup.host.writer import Word, explain, read_sysfs, write_sysfs
 from arcsup.model import MiB
 
+_READ_SECONDS = 10.0
 _WRITE_SECONDS = 60.0
 
 _FILES = {
@@ -34,22 +36,30 @@ _WORDS = {
 }
 
 
-def observe_vf_quotas(sysfs: Sysfs, address: str) -> dict[int, VfQuota]:
+async def observe_vf_quotas(sysfs: Sysfs, address: str) -> dict[int, VfQuota]:
     """Return by number what the VFs of a card may use now; what the driver does not tell is None.
 
-    May block where the kernel does: call it from a thread.
+    Raises Stuck, Transient.
     """
-    return {number: _observe(sysfs, address, number) for number in find_vfs(sysfs, address)}
+    return {number: await _observe(sysfs, address, number) for number in find_vfs(sysfs, address)}
 
 
-def _observe(sysfs: Sysfs, address: str, number: int) -> VfQuota:
-    found = {name: sysfs.count(path) for name, path in _find_files(sysfs, address, number)}
+async def _observe(sysfs: Sysfs, address: str, number: int) -> VfQuota:
+    files = _find_files(sysfs, address, number)
+    found = {name: await _read(sysfs, path) for name, path in files}
     vram = found.get("vram_mib")
     return VfQuota(
         vram_mib=None if vram is None else MiB(vram >> 20),
         exec_quantum_ms=found.get("exec_quantum_ms"),
         preempt_timeout_us=found.get("preempt_timeout_us"),
     )
+
+
+async def _read(sysfs: Sysfs, path: str) -> int | None:
+    try:
+        return parse_count(await read_sysfs(sysfs.full(path), seconds=_READ_SECONDS))
+    except OSError:
+        return None
 
 
 def _find_files(sysfs: Sysfs, address: str, number: int) -> Iterator[tuple[str, str]]:
@@ -92,13 +102,13 @@ def _list_numbers(quota: VfQuota) -> Iterator[tuple[str, int]]:
 
 
 async def _write(sysfs: Sysfs, path: str, number: int) -> None:
-    before = sysfs.count(path)
+    before = await _read(sysfs, path)
     if before == number:
         return
     try:
         await write_sysfs(sysfs.full(path), str(number), seconds=_WRITE_SECONDS)
     except OSError as error:
         raise explain(f"{sysfs.full(path)} = {number}", error, _WORDS) from error
-    got = sysfs.count(path)
+    got = await _read(sysfs, path)
     if got is None or (got < number and got in (before, 0)):
         raise Terminal(f"{sysfs.full(path)} is {got}, not {number}", "the kernel log may tell why")
