@@ -91,8 +91,8 @@ def test_reading_numvfs_hangs_while_a_write_is_stuck(pf: Path) -> None:
     (vf,) = enable(pf, 1, "vfio-pci")
     with open_device(vf):
         removal = start_write(pf / "sriov_numvfs", "0")
-        reader = subprocess.Popen(["/bin/cat", pf / "sriov_numvfs"], stdout=subprocess.DEVNULL)
         assert is_blocked(removal)
+        reader = subprocess.Popen(["/bin/cat", pf / "sriov_numvfs"], stdout=subprocess.DEVNULL)
         assert is_blocked(reader, 1)
         reader.kill()
         assert is_blocked(reader, 1), "a signal does not end it"

@@ -41,8 +41,11 @@ def test_the_configured_number_is_written_and_what_comes_of_it_is_said(short_dir
             assert number.read_text().strip() == str(count)
         journal = json.loads((daemon.state / "vfs.json").read_text())["cards"]
         assert set(journal) == set(wanted), "it was written down before"
-        waiting = daemon.wait_for("one", "waiting")
-        assert f"networks[0]: no virtual function is free ({NETWORK}: " in waiting["reason"]
+        reason = f"networks[0]: no virtual function is free ({NETWORK}: "
+        daemon.wait_for("one", "waiting")
+        # Before the look at the devices, it is about to start.
+        daemon.until(lambda: reason in daemon.status("one")["reason"], reason)
+        assert daemon.state_of("one") == "waiting"
         why = daemon.arcsup("why", "one")
         assert "virtual function" in why.stdout
 
