@@ -73,7 +73,11 @@ def serve(client: socket.socket, ids: list[str], flood: str) -> None:
     asked, flooding = b"", False
     while True:
         if not flooding or select.select([client], [], [], 0)[0]:
-            asked += client.recv(4096) or end(flood)
+            got = client.recv(4096)
+            if not got:
+                # The daemon comes back, or the next one does.
+                raise ConnectionResetError
+            asked += got
         *lines, asked = asked.split(b"\n")
         for line in lines:
             command = json.loads(line)
@@ -91,13 +95,6 @@ def serve(client: socket.socket, ids: list[str], flood: str) -> None:
             os.write(2, b"I am out of sorts. " * 3000 + b"\n")
         else:
             client.sendall(FLOODS[flood])
-
-
-def end(flood: str) -> bytes:
-    """End with the session, or wait for the next daemon."""
-    if flood == "odd jobs":
-        raise ConnectionResetError
-    os._exit(0)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,7 @@ def flooded(short_dir: Path, request: pytest.FixtureRequest) -> Iterator[Flooded
         yield Flooded(daemon, pid, before)
         daemon.call("kill", "bad", wait="60")
         assert daemon.state_of("bad") == "stopped"
+        assert daemon.status("bad")["restarts"] == 0
         assert daemon.status("good")["pid"] == pid
         assert "Traceback" not in daemon.read_log()
         assert len(daemon.read_log()) < 100_000
