@@ -268,6 +268,8 @@ def test_a_start_may_be_in_a_mode(
         ({"media": [], "sizeMiB": 1}, "'install.media' must be a list"),
         ({"media": ["x.iso"], "sizeMiB": 1}, "must be absolute paths, got 'x.iso'"),
         ({"media": [1], "sizeMiB": 1}, "must be absolute paths, got '1'"),
+        ({"media": ["/x\0.iso"], "sizeMiB": 1}, r"must be absolute paths, got '/x\x00.iso'"),
+        ({"media": ["/" + "x" * 4096], "sizeMiB": 1}, "must be absolute paths, got '/xxx"),
         ({"media": ["/x.iso"]}, "'install.sizeMiB' must be 1 to"),
         ({"media": ["/x.iso"], "sizeMiB": True}, "'install.sizeMiB' must be 1 to"),
         ({"media": ["/x.iso"], "sizeMiB": 0}, "'install.sizeMiB' must be 1 to"),

@@ -30,7 +30,7 @@ def _take_installation(install: dict[str, Any]) -> Mode:
     if not isinstance(media, list) or not (media or base):
         raise UsageError("'install.media' must be a list of ISO images, the installer's first")
     for medium in [*media, *([] if base is None else [base])]:
-        if not isinstance(medium, str) or not medium.startswith("/"):
+        if not isinstance(medium, str) or not _ABSOLUTE.fullmatch(medium):
             raise UsageError(f"'install.media' must be absolute paths, got {str(medium)[:80]!r}")
     # True is an int in Python, and no size.
     if type(size) is not int or not 0 < size <= LARGEST_SIZE:
@@ -58,6 +58,9 @@ def take_answers(body: dict[str, Any]) -> Answers | None:
         raise UsageError("'install.answers.preseed' goes with an installer's ISO")
     return Answers(label, files, preseed)
 
+
+_ABSOLUTE = re.compile(r"/[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,4094}")
+"""Without control characters, as in a VM's file."""
 
 _LABEL = re.compile("[A-Za-z0-9]{1,16}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")

@@ -61,7 +61,13 @@ _RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         ),
         lambda match: f"{match['indent']}{match['key']}{match['indent']}  {REMOVED}\n",
     ),
-    # In YAML, spaces may be part of a value.
+    # YAML knows no escape in single quotes. Where it was Python that quoted, the rest goes, too.
+    (re.compile(rf"(?im)^([ \t-]*\"?{_KEY}s?\"?:[ \t]+)'(?:[^']|'')*+'.*"), rf"\1{REMOVED}"),
+    (
+        re.compile(rf"(?i)([{{,][ \t]*\"?{_KEY}s?\"?:[ \t]+)'(?:[^']|'')*+'(?=\s*[,}}])"),
+        rf"\1{REMOVED}",
+    ),
+    # Spaces may be part of a value there.
     (re.compile(rf"(?im)^([ \t-]*{_KEY}s?:[ \t]+)(?![|>\"'\\\s]).+"), rf"\1{REMOVED}"),
     (re.compile(rf"(?i)([{{,][ \t]*{_KEY}s?:[ \t]+)(?![\"'\\\s])[^,}}\n]+"), rf"\1{REMOVED}"),
     (
