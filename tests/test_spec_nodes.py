@@ -1,5 +1,3 @@
-import time
-
 import pytest
 
 from arcsup.spec.faults import Mark, Problems
@@ -50,25 +48,21 @@ def test_a_file_that_is_too_long_is_not_parsed() -> None:
     assert problem(b"#" * (LARGEST_FILE + 1)) == (1, 1, "the file is longer than 1 MiB")
 
 
-def test_a_billion_laughs_end_within_milliseconds() -> None:
+def test_a_billion_laughs_end_at_the_limit() -> None:
     lines = ["a: &a [x, x, x, x, x, x, x, x, x]"]
     lines += [
         f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]"
         for a, b in zip("abcdefgh", "bcdefghi", strict=True)
     ]
-    started = time.perf_counter()
+    # Written out they are 387 million.
+    assert problem("\n".join(lines))[2] == "more than 20000 values (aliases written out)"
 
-    message = problem("\n".join(lines))[2]
 
-    assert time.perf_counter() - started < 0.1
+def test_nothing_behind_the_limit_is_read() -> None:
+    line, _, message = problem("- a\n" * 200_000 + "]\n")
+
     assert message == "more than 20000 values (aliases written out)"
-
-
-def test_a_file_of_a_megabyte_of_values_ends_soon() -> None:
-    started = time.perf_counter()
-
-    assert problem("- a\n" * 260_000)[2] == "more than 20000 values (aliases written out)"
-    assert time.perf_counter() - started < 2
+    assert line == 20_000
 
 
 def test_columns_count_characters_not_bytes() -> None:

