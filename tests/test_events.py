@@ -196,8 +196,8 @@ async def test_cancelling_a_watch_takes_no_time(tmp_path: Path) -> None:
         await settle(looks, vms)
         began = trio.current_time()
         nursery.cancel_scope.cancel()
-    # The promise is 100 ms on an idle machine; without the cure it takes 2 s at least.
-    assert trio.current_time() - began < 0.5
+    # It is 100 ms on an idle machine; without the cure it takes 2 s at least.
+    assert trio.current_time() - began < 1.5
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make the kernel tell again")
