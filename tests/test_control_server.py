@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from arcsup.control.app import Control
 from arcsup.control.client import Client
@@ -121,8 +121,9 @@ async def test_it_ends_at_once_with_readers_and_idle_connections(
     await idle.aclose()
 
 
+@pytest.mark.parametrize(("target", "times"), [("/v1/events", 1), ("/v1/openapi.json", 50)])
 async def test_it_ends_within_a_second_with_a_client_that_does_not_read(
-    tmp_path: Path, autojump_clock: MockClock
+    tmp_path: Path, autojump_clock: MockClock, target: str, times: int
 ) -> None:
     path = tmp_path / "arcsup.sock"
     supervisor = FakeSupervisor()
@@ -130,8 +131,9 @@ async def test_it_ends_within_a_second_with_a_client_that_does_not_read(
         supervisor.log.append(make_event("x" * 100_000))
     async with serving(supervisor, path):
         stalled = await trio.open_unix_socket(path)
-        await stalled.send_all(b"GET /v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+        await stalled.send_all(f"GET {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode() * times)
         await stalled.receive_some(1)
+        await wait_all_tasks_blocked(0.1)
         began = trio.current_time()
     assert trio.current_time() - began < 1
     await stalled.aclose()
