@@ -65,6 +65,9 @@ SECRETS = [
     "password: 'it''s\n  hush'",
     "password: hush hush\n",
     "{type: vnc, password: hush hush}",
+    "{tokens: [hush, hush]}",
+    "tokens: [\n  hush, hush,\n]",
+    '{\n "tokens": [\n  "hush",\n  "hush"\n ]\n}',
     "-vnc password=hu,,hush,id=a",
     'password="hush hush',
 ]

@@ -66,7 +66,9 @@ def _for_windows(vm: Vm, wishes: Wishes, told: Told, *, drivers: bool) -> Answer
     if not _VERSION.fullmatch(told.version):
         raise UsageError(f"--windows-version: expected a word such as w11, got {told.version!r}")
     if told.product_key and not _PRODUCT_KEY.fullmatch(told.product_key):
-        raise UsageError("the product key is not of the form XXXXX-XXXXX-XXXXX-XXXXX-XXXXX")
+        raise UsageError(
+            "the product key is not five groups of five letters or digits with - between"
+        )
     text = windows.write_autounattend(
         wishes,
         uefi=vm.firmware is not Firmware.BIOS,

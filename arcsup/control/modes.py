@@ -7,6 +7,7 @@ from arcsup.control.requests import take_object
 from arcsup.errors import UsageError
 from arcsup.model import MiB
 from arcsup.plan.mode import Mode, Purpose
+from arcsup.spec.codec import CONTROL, LONGEST_TEXT
 from arcsup.spec.units import LARGEST_SIZE
 from arcsup.unattended.store import Answers
 
@@ -30,8 +31,11 @@ def _take_installation(install: dict[str, Any]) -> Mode:
     if not isinstance(media, list) or not (media or base):
         raise UsageError("'install.media' must be a list of ISO images, the installer's first")
     for medium in [*media, *([] if base is None else [base])]:
-        if not isinstance(medium, str) or not _ABSOLUTE.fullmatch(medium):
-            raise UsageError(f"'install.media' must be absolute paths, got {str(medium)[:80]!r}")
+        if not _is_absolute_path(medium):
+            raise UsageError(
+                "'install.media' and 'install.base' must be absolute paths, "
+                f"got {str(medium)[:80]!r}"
+            )
     # True is an int in Python, and no size.
     if type(size) is not int or not 0 < size <= LARGEST_SIZE:
         raise UsageError(f"'install.sizeMiB' must be 1 to {LARGEST_SIZE}")
@@ -59,8 +63,12 @@ def take_answers(body: dict[str, Any]) -> Answers | None:
     return Answers(label, files, preseed)
 
 
-_ABSOLUTE = re.compile(r"/[^\x00-\x1f\x7f-\x9f\u2028\u2029]{0,4094}")
-"""Without control characters, as in a VM's file."""
+def _is_absolute_path(value: object) -> bool:
+    """Tell whether it is one that a VM's file could have, too."""
+    if not isinstance(value, str) or len(value) > LONGEST_TEXT:
+        return False
+    return value.startswith("/") and CONTROL.search(value) is None
+
 
 _LABEL = re.compile("[A-Za-z0-9]{1,16}")
 _FILE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,63}")

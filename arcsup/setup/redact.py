@@ -20,6 +20,9 @@ _QUOTED = r"(?:[^\\\"']|\\++(?![\"'])|''|(?!(?P=quote))\\*+[\"'])"
 _PLAIN = r"(?:,,|\\++(?![\"'])|[^\s,;&\"'}\]\\])+"
 """A value without quotes; two commas are one in QEMU's options."""
 
+_SINGLE = r"'(?:[^']|'')*+'"
+"""A value in YAML's single quotes, where a backslash is nothing but one."""
+
 _VALUE = (
     rf"(?!\[removed\])(?:(?P<quote>{_QUOTE}){_QUOTED}*(?P=quote)|{_QUOTE}.*|\[[^\]]*\]|{_PLAIN})"
 )
@@ -61,15 +64,18 @@ _RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
         ),
         lambda match: f"{match['indent']}{match['key']}{match['indent']}  {REMOVED}\n",
     ),
-    # YAML knows no escape in single quotes. Where it was Python that quoted, the rest goes, too.
-    (re.compile(rf"(?im)^([ \t-]*\"?{_KEY}s?\"?:[ \t]+)'(?:[^']|'')*+'.*"), rf"\1{REMOVED}"),
+    # In YAML, spaces may be part of a value. Where Python quoted, what follows the quote goes, too.
     (
-        re.compile(rf"(?i)([{{,][ \t]*\"?{_KEY}s?\"?:[ \t]+)'(?:[^']|'')*+'(?=\s*[,}}])"),
+        re.compile(rf"(?im)^([ \t-]*\"?{_KEY}s?\"?:[ \t]+)(?:{_SINGLE}.*|(?![|>\"'\\\s\[]).+)"),
         rf"\1{REMOVED}",
     ),
-    # Spaces may be part of a value there.
-    (re.compile(rf"(?im)^([ \t-]*{_KEY}s?:[ \t]+)(?![|>\"'\\\s]).+"), rf"\1{REMOVED}"),
-    (re.compile(rf"(?i)([{{,][ \t]*{_KEY}s?:[ \t]+)(?![\"'\\\s])[^,}}\n]+"), rf"\1{REMOVED}"),
+    (
+        re.compile(
+            rf"(?i)([{{,][ \t]*\"?{_KEY}s?\"?:[ \t]+)"
+            rf"(?:{_SINGLE}(?=\s*[,}}])|(?![\"'\\\s\[])[^,}}\n]+)"
+        ),
+        rf"\1{REMOVED}",
+    ),
     (
         re.compile(rf"(?i)({_WORD}s?(?:{_QUOTE})?[ \t]*[:=][ \t]*)(?![|>][+-]?\s*$){_VALUE}"),
         rf"\1{REMOVED}",

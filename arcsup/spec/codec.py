@@ -21,7 +21,11 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 E = TypeVar("E", bound=StrEnum)
 
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+"""What no text may hold: it shows as nothing, or as a line of its own."""
+
+LONGEST_TEXT = 4096
+"""Characters of a text, if nothing less is said: no path that Linux takes is longer (PATH_MAX)."""
 
 
 class Codec(Protocol[T_co]):
@@ -59,7 +63,7 @@ class Text:
     kind: str = "text"
     pattern: str = ""
     least: int = 1
-    most: int = 4096
+    most: int = LONGEST_TEXT
     lines: bool = False
 
     def read(self, node: Node, path: str) -> str:
@@ -75,7 +79,7 @@ class Text:
             )
         text = node.text
         bare = text.replace("\n", "").replace("\t", "") if self.lines else text
-        if bad := _CONTROL.search(bare):
+        if bad := CONTROL.search(bare):
             raise Problems.one(
                 node.mark, path, f"holds the control character U+{ord(bad[0]):04X}, remove it"
             )

@@ -70,7 +70,7 @@ def measure_single(top: Path) -> list[Measurement]:
 
 
 def measure_many(top: Path) -> list[Measurement]:
-    """A hundred VMs at once, adopted, listed, and left alone."""
+    """A hundred VMs at once, adopted, listed, left alone, and without their daemon."""
     figures = []
     with daemon_in(top) as daemon:
         daemon.drop("vm000", SMALL)
