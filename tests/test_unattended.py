@@ -171,7 +171,7 @@ def test_windows_may_have_an_edition_a_key_and_drivers() -> None:
     assert key in texts(root, "Key")
     assert "E:\\viostor\\w10\\amd64" in texts(root, "Path")
     assert texts(root, "ComputerName") == ["a-very-long-nam"]
-    with pytest.raises(UsageError, match="not of the form"):
+    with pytest.raises(UsageError, match="five groups of five letters"):
         windows_xml(DISK, evolve(TOLD, product_key="123"))
     with pytest.raises(UsageError, match="expected a word such as w11"):
         windows_xml(DISK, evolve(TOLD, version="..\\.."))
