@@ -1,5 +1,6 @@
 """The verb view: which client it finds for what a VM has, and how it runs it."""
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from arcsup.model import Display, DisplayType, State, Viewing
 from arcsup.vm.displays import find_viewing
 from tests.cli_runner import Cli
 from tests.fake_supervisor import FakeSupervisor, make_status, serve_in_thread
+
+PATIENCE = 30.0
 
 
 def make_viewing(
@@ -193,6 +196,10 @@ def cli(
     (tmp_path / "bin").mkdir()
     with serve_in_thread(supervisor, tmp_path):
         yield Cli(supervisor, tmp_path, capsys)
+    for thread in threading.enumerate():
+        if thread.name == "watch-end":
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "view still asks for the end of a VM that nobody views"
 
 
 def install_client(cli: Cli, script: str) -> None:

@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 import click
@@ -84,7 +84,8 @@ def run_viewers(session: Session, vm: StatusJson, viewers: Viewers) -> int:
     processes: list[subprocess.Popen[bytes]] = []
     try:
         processes.extend(map(_start, viewers.commands))
-        ended = _wait(processes, _watch_end(session, vm))
+        with _watch_end(session, vm) as descriptor:
+            ended = _wait(processes, descriptor)
     finally:
         _end(processes)
         signal.signal(signal.SIGTERM, before)
@@ -141,22 +142,28 @@ def _end(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _watch_end(session: Session, vm: StatusJson) -> int:
-    """Return a descriptor that becomes readable when the QEMU of ``vm`` has ended."""
+@contextmanager
+def _watch_end(session: Session, vm: StatusJson) -> Iterator[int]:
+    """Give a descriptor that becomes readable when the QEMU of ``vm`` has ended."""
     reader, writer = os.pipe()
+    left = threading.Event()
 
     def watch() -> None:
-        retry = threading.Event()
-        while True:
+        while not left.is_set():
             # A daemon that is away is no reason to close a window: the VM runs on.
             with suppress(ArcsupError):
                 if _has_ended(session, vm):
                     break
-            retry.wait(RETRY)
+            left.wait(RETRY)
         os.close(writer)
 
-    threading.Thread(target=watch, daemon=True).start()
-    return reader
+    # A daemon thread: an event stream that waits must not keep this process from ending.
+    threading.Thread(target=watch, name="watch-end", daemon=True).start()
+    try:
+        yield reader
+    finally:
+        left.set()
+        os.close(reader)
 
 
 def _has_ended(session: Session, vm: StatusJson) -> bool:
