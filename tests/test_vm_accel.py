@@ -31,12 +31,22 @@ def make_device(tmp_path: Path) -> Path:
     return device
 
 
-async def test_kvm_is_tried_once_for_all_who_ask_at_the_same_time(tmp_path: Path) -> None:
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """Return a daemon's runtime directory."""
+    run = tmp_path / "run"
+    run.mkdir()
+    return run
+
+
+async def test_kvm_is_tried_once_for_all_who_ask_at_the_same_time(
+    tmp_path: Path, run: Path
+) -> None:
     qemu, device = make_qemu(tmp_path, RUNS), make_device(tmp_path)
     found = []
 
     async def ask() -> None:
-        found.append(await find_accel(Accel.AUTO, qemu, tmp_path / "run", "boot", device))
+        found.append(await find_accel(Accel.AUTO, qemu, run, "boot", device))
 
     async with trio.open_nursery() as nursery:
         for _ in range(5):
@@ -46,61 +56,70 @@ async def test_kvm_is_tried_once_for_all_who_ask_at_the_same_time(tmp_path: Path
     assert (tmp_path / "log").read_text() == "x\n"
 
 
-async def test_another_boot_tries_again(tmp_path: Path) -> None:
+async def test_another_boot_tries_again(tmp_path: Path, run: Path) -> None:
     qemu, device = make_qemu(tmp_path, RUNS), make_device(tmp_path)
     for boot in ("one", "two", "two"):
-        await find_accel(Accel.AUTO, qemu, tmp_path / "run", boot, device)
+        await find_accel(Accel.AUTO, qemu, run, boot, device)
 
     assert (tmp_path / "log").read_text() == "x\nx\n"
 
 
 @pytest.mark.parametrize("damaged", ["", "[]", "{}", '{"boot_id": "boot", "surprise": 1}'])
-async def test_a_damaged_answer_is_found_anew(tmp_path: Path, damaged: str) -> None:
+async def test_a_damaged_answer_is_found_anew(tmp_path: Path, run: Path, damaged: str) -> None:
     qemu, device = make_qemu(tmp_path, RUNS), make_device(tmp_path)
-    await find_accel(Accel.AUTO, qemu, tmp_path / "run", "boot", device)
-    (file,) = (tmp_path / "run").iterdir()
+    await find_accel(Accel.AUTO, qemu, run, "boot", device)
+    (file,) = run.iterdir()
     assert json.loads(file.read_text())["works"] is True
     file.write_text(damaged)
 
-    assert await find_accel(Accel.AUTO, qemu, tmp_path / "run", "boot", device) == "kvm"
+    assert await find_accel(Accel.AUTO, qemu, run, "boot", device) == "kvm"
 
 
-async def test_a_refusing_kvm_falls_back_and_tells_why_when_demanded(tmp_path: Path) -> None:
+async def test_a_refusing_kvm_falls_back_and_tells_why_when_demanded(
+    tmp_path: Path, run: Path
+) -> None:
     qemu, device = make_qemu(tmp_path, REFUSES), make_device(tmp_path)
 
-    assert await find_accel(Accel.AUTO, qemu, tmp_path / "run", "boot", device) == "tcg"
+    assert await find_accel(Accel.AUTO, qemu, run, "boot", device) == "tcg"
     with pytest.raises(Terminal, match="failed to initialize kvm: Not permitted"):
-        await find_accel(Accel.KVM, qemu, tmp_path / "run", "boot", device)
+        await find_accel(Accel.KVM, qemu, run, "boot", device)
 
 
 async def test_a_hanging_guest_is_killed_at_its_deadline(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(accel, "SECONDS_TO_RUN", 0.2)
     qemu, device = make_qemu(tmp_path, HANGS), make_device(tmp_path)
     with trio.fail_after(10), pytest.raises(Terminal, match=r"did not run within 0\.2 s"):
-        await find_accel(Accel.KVM, qemu, tmp_path / "run", "boot", device)
+        await find_accel(Accel.KVM, qemu, run, "boot", device)
 
 
 @pytest.mark.parametrize(("tcg", "trials"), [("exit 85", 1), ("exec sleep 600", 2)])
 async def test_a_failure_is_remembered_only_where_guests_run_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tcg: str, trials: int
+    tmp_path: Path, run: Path, monkeypatch: pytest.MonkeyPatch, tcg: str, trials: int
 ) -> None:
     monkeypatch.setattr(accel, "SECONDS_TO_RUN", 0.3)
     script = f"#!/bin/sh\ncase $* in *accel=tcg*) {tcg} ;; esac\necho x >> {{log}}\nexit 1\n"
     qemu, device = make_qemu(tmp_path, script), make_device(tmp_path)
     for _ in range(2):
-        assert await find_accel(Accel.AUTO, qemu, tmp_path / "run", "boot", device) == "tcg"
+        assert await find_accel(Accel.AUTO, qemu, run, "boot", device) == "tcg"
 
     assert (tmp_path / "log").read_text() == "x\n" * trials
 
 
-async def test_without_the_device_nothing_is_tried_or_remembered(tmp_path: Path) -> None:
+async def test_without_the_device_nothing_is_tried_or_remembered(tmp_path: Path, run: Path) -> None:
     qemu = make_qemu(tmp_path, RUNS)
 
-    assert await find_accel(Accel.AUTO, qemu, tmp_path / "run", "b", tmp_path / "none") == "tcg"
+    assert await find_accel(Accel.AUTO, qemu, run, "b", tmp_path / "none") == "tcg"
     assert not (tmp_path / "log").exists()
-    assert await find_accel(Accel.AUTO, qemu, tmp_path / "run", "b", make_device(tmp_path)) == "kvm"
+    assert await find_accel(Accel.AUTO, qemu, run, "b", make_device(tmp_path)) == "kvm"
+
+
+async def test_a_runtime_directory_is_the_daemons_to_make(tmp_path: Path) -> None:
+    qemu, device = make_qemu(tmp_path, RUNS), make_device(tmp_path)
+
+    assert await find_accel(Accel.AUTO, qemu, tmp_path / "run", "boot", device) == "kvm"
+    assert not (tmp_path / "run").exists()
 
 
 async def test_tcg_needs_no_trial(tmp_path: Path) -> None:

@@ -119,7 +119,8 @@ async def _tried(
     # A host too busy to run any guest in time proves nothing about KVM: not worth remembering.
     if why and await try_guest(qemu, "tcg", boot_id, account):
         return trial
-    # An answer that cannot be kept is found again; it must not stop a VM.
+    # An answer that cannot be kept is found again; it must not stop a VM. A verb that asks before
+    # any daemon ran makes no runtime directory: its rights are the daemon's to choose.
     with suppress(OSError):
         _keep(file, trial)
     return trial
@@ -161,7 +162,6 @@ async def _abandon(process: Process) -> None:
 
 
 def _keep(file: Path, trial: Trial) -> None:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".json", delete=False) as stream:
         json.dump(asdict(trial), stream)
     Path(stream.name).replace(file)

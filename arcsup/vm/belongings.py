@@ -75,7 +75,8 @@ def open_folders(places: Places, name: VmName, sockets: Sockets, account: Accoun
     overlays = (places.overlays_of(name).parent, places.overlays_of(name))
     # In each of these, files are for one user alone.
     answers = (places.answers, *places.answers.glob(f"{name}-*"))
-    for folder in (*state, *overlays, *answers, places.log, places.log_of(name)):
+    logs = (places.log, places.log_of(name))
+    for folder in (places.run, *state, *overlays, *answers, *logs):
         if folder.is_dir():
             status = folder.stat()
             if status.st_uid == 0 and not account.may(status, os.X_OK):

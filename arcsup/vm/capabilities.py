@@ -236,7 +236,8 @@ def _recall(file: Path) -> _Remembered | None:
 
 
 def _remember(file: Path, answer: _Remembered) -> None:
-    file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # A state directory that is not there is made by the daemon, with rights of its choice.
+    file.parent.mkdir(mode=0o700, exist_ok=True)
     with tempfile.NamedTemporaryFile("w", dir=file.parent, suffix=".json", delete=False) as stream:
         json.dump(_converter().unstructure(answer), stream, indent=2)
     Path(stream.name).replace(file)

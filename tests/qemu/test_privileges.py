@@ -337,6 +337,16 @@ def test_a_console_on_tcp_asks_for_its_password_and_nothing_shows_it(
     assert owners(daemon)["state/images/password"] == (0, 0, 0o600)
 
 
+def test_folders_that_root_alone_may_pass_are_opened_for_it(short_dir: Path) -> None:
+    for folder in ("run", "state", "log"):
+        (short_dir / folder).mkdir(mode=0o700)
+    with running_daemon(short_dir) as daemon:
+        daemon.drop("one", TINY + "display: {type: vnc}\n")
+
+        assert daemon.wait_for("one", "running", "failed")["state"] == "running"
+        assert {stat.S_IMODE(path.stat().st_mode) for path in (daemon.run, daemon.state)} == {0o701}
+
+
 def test_a_file_of_the_hosts_is_no_password(daemon: Daemon) -> None:
     daemon.drop("one", TINY + "display: {type: vnc, port: 5999, passwordFile: /etc/shadow}\n")
 

@@ -90,6 +90,13 @@ def test_a_device_that_is_not_there_is_3_and_told(verb: Verb) -> None:
     assert verb(text, "--disable-gpu")[0] == 0
 
 
+def test_no_directory_of_the_daemons_is_made(verb: Verb, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("arcsup.vm.capabilities._in_memory", {})
+
+    assert verb("accel: auto\ndisplay: {type: vnc}\n")[0] == 0
+    assert sorted(path.name for path in verb.top.iterdir()) == ["guest.yaml", "sys", "vms"]
+
+
 def test_an_optional_gpu_that_is_not_there_is_left_away(verb: Verb) -> None:
     code, argv, _ = verb("networks: []\ngpus: [{mdevType: nvidia-999, optional: true}]\n")
 
