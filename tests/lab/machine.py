@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import fcntl
 import os
+import re
 import selectors
 import shlex
 import shutil
@@ -32,8 +33,17 @@ BOOT_SECONDS = 300.0
 in some fifty boots, its main loop too."""
 
 
-class HungAtBoot(Exception):
-    """The guest came to no program of ours."""
+STUCK_SECONDS = 90
+"""A kernel that says so of its CPUs does not get on any more. Under TCG, QEMU 7.2 can go on with a
+translation of code that the kernel has changed since (an int3 that was there for a moment, when a
+static key was turned; seen once in some hundred runs)."""
+
+LOOK_SECONDS = 10.0
+"""How often the console is looked at."""
+
+
+class StoodStill(Exception):
+    """The guest came to no program of ours, or its CPUs go round in circles."""
 
 
 KERNEL_OPTIONS = [
@@ -200,9 +210,10 @@ def find_kvm(system: System, kernel: Path, cache: Path) -> bool:
 def run_guest(command: list[str], output: Path, deadline: float) -> int:
     """Run the guest's pytest; its output goes to stdout as it comes, and to OUTPUT/output.txt.
 
-    Raises HungAtBoot when nothing has begun to run in it within BOOT_SECONDS.
+    Raises StoodStill when nothing has begun to run within BOOT_SECONDS, and when it locked up.
     """
     console, begun = output / "console.txt", output / "kernel.log"
+    begun.unlink(missing_ok=True)  # of a run that stood still
     # Ended by timeout(1) or by CI, the guest ends too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with (
@@ -227,7 +238,9 @@ def run_guest(command: list[str], output: Path, deadline: float) -> int:
 
         try:
             while (left := time_left()) > 0:
-                if not selector.select(left):
+                if not selector.select(min(left, LOOK_SECONDS)):
+                    if seconds := find_lockup(console):
+                        raise StoodStill(f"the guest's CPUs stood still for {seconds} s")
                     continue
                 data = os.read(guest.stdout.fileno(), 65536)
                 if not data:
@@ -237,7 +250,7 @@ def run_guest(command: list[str], output: Path, deadline: float) -> int:
                     target.flush()
             else:
                 if not begun.exists():
-                    raise HungAtBoot
+                    raise StoodStill(f"the guest did not boot within {BOOT_SECONDS:.0f} s")
                 show_tail(f"the guest did not end within {deadline:.0f} s", output)
                 return DEADLINE_EXIT
             status = guest.wait(timeout=60)
@@ -248,6 +261,13 @@ def run_guest(command: list[str], output: Path, deadline: float) -> int:
         show_tail("the guest ended before what it runs did", output)
         return status or 1
     return status
+
+
+def find_lockup(console: Path) -> int:
+    """For how many seconds the kernel says that a CPU has been stuck, 0 when it gets on."""
+    stuck = re.findall(rb"BUG: soft lockup - CPU#\d+ stuck for (\d+)s!", console.read_bytes())
+    longest = max(map(int, stuck), default=0)
+    return longest if longest >= STUCK_SECONDS else 0
 
 
 def show_tail(what: str, output: Path) -> None:
@@ -289,8 +309,8 @@ def main() -> int:
     for again in ("it is tried once more", "twice"):
         try:
             return run_guest(command, output, arguments.deadline)
-        except HungAtBoot:
-            show_tail(f"the guest did not boot within {BOOT_SECONDS:.0f} s; {again}", output)
+        except StoodStill as fault:
+            show_tail(f"{fault}; {again}", output)
     return DEADLINE_EXIT
 
 
