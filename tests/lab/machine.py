@@ -38,12 +38,18 @@ STUCK_SECONDS = 90
 translation of code that the kernel has changed since (an int3 that was there for a moment, when a
 static key was turned; seen once in some hundred runs)."""
 
+ENDED_BY_ITSELF = (b"Kernel panic", b"reboot: ")
+"""What the kernel says when it ends the guest. virtme-run tells the same of a QEMU that died."""
+
 LOOK_SECONDS = 10.0
 """How often the console is looked at."""
 
 
-class StoodStill(Exception):
-    """The guest came to no program of ours, or its CPUs go round in circles."""
+class EmulationFailed(Exception):
+    """The guest did not boot or its CPUs go round in circles, or its QEMU was at fault and died.
+
+    The last, too, was seen once in some hundred runs: SIGSEGV while a card was plugged.
+    """
 
 
 KERNEL_OPTIONS = [
@@ -210,10 +216,11 @@ def find_kvm(system: System, kernel: Path, cache: Path) -> bool:
 def run_guest(command: list[str], output: Path, deadline: float) -> int:
     """Run the guest's pytest; its output goes to stdout as it comes, and to OUTPUT/output.txt.
 
-    Raises StoodStill when nothing has begun to run within BOOT_SECONDS, and when it locked up.
+    Raises EmulationFailed when nothing has begun to run within BOOT_SECONDS, when the guest's
+    kernel locked up, and when QEMU died.
     """
     console, begun = output / "console.txt", output / "kernel.log"
-    begun.unlink(missing_ok=True)  # of a run that stood still
+    begun.unlink(missing_ok=True)  # of a run that failed
     # Ended by timeout(1) or by CI, the guest ends too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     with (
@@ -240,7 +247,7 @@ def run_guest(command: list[str], output: Path, deadline: float) -> int:
             while (left := time_left()) > 0:
                 if not selector.select(min(left, LOOK_SECONDS)):
                     if seconds := find_lockup(console):
-                        raise StoodStill(f"the guest's CPUs stood still for {seconds} s")
+                        raise EmulationFailed(f"the guest's CPUs stood still for {seconds} s")
                     continue
                 data = os.read(guest.stdout.fileno(), 65536)
                 if not data:
@@ -250,7 +257,7 @@ def run_guest(command: list[str], output: Path, deadline: float) -> int:
                     target.flush()
             else:
                 if not begun.exists():
-                    raise StoodStill(f"the guest did not boot within {BOOT_SECONDS:.0f} s")
+                    raise EmulationFailed(f"the guest did not boot within {BOOT_SECONDS:.0f} s")
                 show_tail(f"the guest did not end within {deadline:.0f} s", output)
                 return DEADLINE_EXIT
             status = guest.wait(timeout=60)
@@ -258,6 +265,8 @@ def run_guest(command: list[str], output: Path, deadline: float) -> int:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(guest.pid, signal.SIGKILL)
     if not (output / "finished").exists():
+        if not any(words in console.read_bytes() for words in ENDED_BY_ITSELF):
+            raise EmulationFailed("the guest's QEMU died")
         show_tail("the guest ended before what it runs did", output)
         return status or 1
     return status
@@ -309,7 +318,7 @@ def main() -> int:
     for again in ("it is tried once more", "twice"):
         try:
             return run_guest(command, output, arguments.deadline)
-        except StoodStill as fault:
+        except EmulationFailed as fault:
             show_tail(f"{fault}; {again}", output)
     return DEADLINE_EXIT
 
