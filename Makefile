@@ -38,6 +38,10 @@ setup-tests: ## Install what else the tests start: clients that show a VM's scre
 test: setup-tests ## Run the linters and all tests (T="-k name" chooses)
 	@$(python) -m pytest $(T)
 
+.PHONY: lock
+lock: ## Pin all libraries to the newest that fit, with hashes (contrib/lock)
+	@contrib/dev/lock
+
 .PHONY: lint
 lint: setup ## Run the linters alone
 	@$(python) -m pytest -q tests/test_linters.py $(T)

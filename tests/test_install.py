@@ -1,8 +1,10 @@
 """The scripts that install arcsup: make install, contrib/install.sh, each with fake programs."""
 
 import os
+import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ from tests.host_tree import write
 TOP = Path(__file__).parent.parent
 
 PYTHON = """#!/bin/sh
+[ -z "$RECORD" ] || echo "$*" >>"$RECORD"
 case "$1 $2" in
 "-c import sys; print"*) echo "$0" ;;
 "-m venv") mkdir -p "$4/bin"; echo "home = $4" >"$4/pyvenv.cfg"
@@ -49,6 +52,52 @@ def test_make_install_leaves_a_configuration_that_is_there(tmp_path: Path) -> No
     write(tmp_path, "target/etc/arcsup/arcsup.yaml", "resync: 5s\n")
 
     assert make_install(tmp_path).read_text() == "resync: 5s\n"
+
+
+def test_make_install_takes_nothing_without_a_hash_that_the_project_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RECORD", str(tmp_path / "record"))
+
+    make_install(tmp_path)
+
+    calls = (tmp_path / "record").read_text().splitlines()
+    fetching = [call for call in calls if "-m pip" in call and "--no-index" not in call]
+    assert len(fetching) == 3
+    for call in fetching:
+        assert "--require-hashes" in call or {"--no-deps", "--no-build-isolation"} <= {
+            *call.split()
+        }
+
+
+def normalized(name: str) -> str:
+    """Return a distribution's name as indexes write it (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize("lock", ["runtime", "build", "development"])
+def test_every_library_is_pinned_with_hashes(lock: str) -> None:
+    project = tomllib.loads((TOP / "pyproject.toml").read_text())
+    needed = {
+        "runtime": project["project"]["dependencies"],
+        "build": project["dependency-groups"]["build"],
+        "development": [
+            *project["project"]["dependencies"],
+            *project["project"]["optional-dependencies"]["test"],
+            *project["project"]["optional-dependencies"]["lab"],
+            *project["dependency-groups"]["build"],
+        ],
+    }
+    entries = re.split(r"\n(?=\S)", (TOP / f"contrib/lock/{lock}.txt").read_text())
+    pinned = {}
+    for entry in entries:
+        if not entry.startswith("#"):
+            name, _, rest = entry.partition("==")
+            pinned[normalized(name)] = rest
+            assert "--hash=sha256:" in rest, name
+
+    names = {normalized(re.split(r"[\[<>=~! ]", it)[0]) for it in needed[lock]}
+    assert names <= pinned.keys()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="the script asks sudo for root first")
