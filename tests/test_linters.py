@@ -104,6 +104,18 @@ def test_systemd_accepts_the_unit(unit: str, option: str, tmp_path: Path) -> Non
     assert "arcsup.service" not in output, output
 
 
+def test_the_daemons_unit_gives_up_what_the_job_does_not_need() -> None:
+    analyze = tool("systemd-analyze")
+
+    # Tenths of the exposure that systemd-analyze computes: 0 is all walls, 100 none.
+    checked = [analyze, "security", "--offline=true", "--threshold=76"]
+    finished = subprocess.run(
+        [*checked, TOP / "contrib/systemd/arcsup.service"], capture_output=True, text=True
+    )
+
+    assert finished.returncode == 0, finished.stdout[-2000:]
+
+
 def test_the_unit_lets_vms_outlive_the_daemon() -> None:
     unit = (TOP / "contrib/systemd/arcsup.service").read_text().splitlines()
     assert {"KillMode=process", "RuntimeDirectoryPreserve=yes", "Delegate=yes"} <= set(unit)
