@@ -66,10 +66,10 @@ async def test_a_disk_that_appears_meanwhile_is_not_overwritten(
     theirs = b"QFI\xfb of somebody else"
 
     async def run_slowly(
-        argv: tuple[str, ...], *, seconds: float, hint: str
+        argv: tuple[str, ...], *, seconds: float, hint: str, pass_fds: tuple[int, ...]
     ) -> subprocess.CompletedProcess[bytes]:
         (tmp_path / "a.qcow2").write_bytes(theirs)
-        return await run_program(argv, seconds=seconds, hint=hint)
+        return await run_program(argv, seconds=seconds, hint=hint, pass_fds=pass_fds)
 
     monkeypatch.setattr(disks, "run_program", run_slowly)
     await create_missing_disks(vm_with(Disk("a.qcow2", MiB(10))), tmp_path)

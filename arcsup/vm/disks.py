@@ -5,20 +5,31 @@ Sources: qemu-img(1); qemu-doc, "Block device options".
 
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import IO
 
 import trio
 from attrs import frozen
 
 from arcsup.errors import Terminal
+from arcsup.host.accounts import Account
 from arcsup.model import Argv, Disk, DiskBus, DiskFormat, Vm
 from arcsup.opening import open_named
 from arcsup.vm.capabilities import Capabilities
-from arcsup.vm.image_files import create_folder_of, has_qcow2_magic, part_of, publish
+from arcsup.vm.image_files import (
+    create_folder_of,
+    has_qcow2_magic,
+    part_of,
+    publish,
+    read_qcow2_size,
+)
 from arcsup.vm.looking import look_at
 from arcsup.vm.options import Slot, escape, on_off, pci_place
+from arcsup.vm.privileges import dropping_to
 from arcsup.vm.programs import last_words, run_program
+from arcsup.vm.reach import Bounds, check_path, open_folder_of
 
 SECONDS_TO_CREATE = 30.0
 MIB_PER_EXTRA_SECOND = 10 * 1024
@@ -58,19 +69,37 @@ def find_medium(path: str, images: Path) -> Medium:
         return Medium(whole)
 
 
-async def create_missing_disks(vm: Vm, images: Path) -> None:
+def check_paths(vm: Vm, images: Path, bounds: Bounds) -> None:
+    """Raise Terminal for a file that the VM may not name. Makes and opens nothing; blocks."""
+    for index, disk in enumerate(vm.disks):
+        written = not disk.readonly
+        check_path(f"disks[{index}]", resolve_image(disk.path, images), bounds, written=written)
+        if disk.base is not None:
+            base = resolve_image(disk.base, images)
+            check_path(f"disks[{index}].base", base, bounds, written=False)
+    for index, path in enumerate(vm.cdroms):
+        check_path(f"cdroms[{index}]", resolve_image(path, images), bounds, written=False)
+    if vm.boot is not None:
+        for what, file in (("kernel", vm.boot.kernel), ("initrd", vm.boot.initrd)):
+            if file is not None:
+                check_path(f"boot.{what}", resolve_image(file, images), bounds, written=False)
+
+
+async def create_missing_disks(vm: Vm, images: Path, bounds: Bounds | None = None) -> None:
     """Make every missing disk that has a size or a base, and check those that are there.
+
+    ``bounds`` say where, None for anywhere that this process may.
 
     Raises:
         Terminal: a disk is missing and nothing tells how to make it, has another format, cannot
-            be opened, or qemu-img refused (in its own words).
+            be opened, is out of bounds, or qemu-img refused (in its own words).
         Transient: qemu-img did not finish in time.
     """
     for index, disk in enumerate(vm.disks):
         path = resolve_image(disk.path, images)
         what = f"disks[{index}]: {path}"
         if not await look_at(str(path), _is_there, path, what):
-            await create_disk(disk, images, what)
+            await create_disk(disk, images, what, bounds)
         await look_at(str(path), _check_image, path, disk, what)
 
 
@@ -129,6 +158,7 @@ def _check_image(path: Path, disk: Disk, what: str) -> None:
 def creation_command(disk: Disk, images: Path, what: str) -> Callable[[str], Argv]:
     """Return what makes of a path the command that creates a missing disk there.
 
+    It opens nothing but that path: how large an overlay is was read from its base.
     Raises Terminal where nothing tells how to make it.
     """
     if disk.size_mib is None and disk.base is None:
@@ -137,32 +167,29 @@ def creation_command(disk: Disk, images: Path, what: str) -> Callable[[str], Arg
         )
     if disk.readonly and disk.base is None:
         raise Terminal(f"{what}: does not exist", hint="an empty read-only disk is of no use")
-    options = () if disk.base is None else _overlay_options(disk, images, what)
-    size = () if disk.size_mib is None else (f"{disk.size_mib}M",)
+    options, below = ((), 0) if disk.base is None else _overlay_options(disk, images, what)
+    size = f"{disk.size_mib}M" if disk.size_mib is not None else str(below)
     # qemu-img needs no quoting for a path, but a "x:" would be a protocol of its own.
     before = ("qemu-img", "create", "-q", "-f", disk.format.value, *options)
-    return lambda path: (*before, path, *size)
+    return lambda path: (*before, path, size)
 
 
-async def create_disk(disk: Disk, images: Path, what: str) -> bool:
+async def create_disk(disk: Disk, images: Path, what: str, bounds: Bounds | None = None) -> bool:
     """Make the image of a disk; tell whether we did, and not somebody else meanwhile.
 
-    ``what`` begins what is said of it. Raises Terminal, Transient.
+    ``what`` begins what is said of it; ``bounds`` say where it may be, None for anywhere that
+    this process may. Raises Terminal, Transient.
     """
     path = resolve_image(disk.path, images)
     command = creation_command(disk, images, what)
     seconds = SECONDS_TO_CREATE + (disk.size_mib or 0) / MIB_PER_EXTRA_SECOND
+    account = None if bounds is None else bounds.account
     try:
-        _make_folder(path, images)
-        with part_of(path) as part:
-            argv = command(part.name)
-            finished = await run_program(argv, seconds=seconds, hint="install qemu-utils")
-            if finished.returncode != 0:
-                raise Terminal(
-                    f"{what}: cannot be made: {last_words(finished.stderr)}",
-                    hint="check the space and the owner of its folder",
-                )
-            return await trio.to_thread.run_sync(publish, part, path)
+        with ExitStack() as held:
+            place = held.enter_context(_place_of(path, images, bounds))
+            part = held.enter_context(part_of(place))
+            await _write_empty(part, disk, command, what, seconds, account)
+            return await trio.to_thread.run_sync(publish, part, place)
     except OSError as error:
         raise Terminal(
             f"{what}: cannot be made: {error.strerror}",
@@ -170,25 +197,75 @@ async def create_disk(disk: Disk, images: Path, what: str) -> bool:
         ) from error
 
 
-def _overlay_options(disk: Disk, images: Path, what: str) -> Argv:
+@contextmanager
+def _place_of(path: Path, images: Path, bounds: Bounds | None) -> Iterator[Path]:
+    """Yield where an image is made: ``path``, or the same by a folder that is held."""
+    if bounds is not None:
+        with open_folder_of("disks", path, bounds) as folder:
+            yield folder / path.name
+        return
+    # Anybody else's folder must be there.
+    if path.is_relative_to(images):
+        create_folder_of(path)
+    yield path
+
+
+async def _write_empty(
+    part: IO[bytes],
+    disk: Disk,
+    command: Callable[[str], Argv],
+    what: str,
+    seconds: float,
+    account: Account | None,
+) -> None:
+    """Write an empty image into ``part``. Raises Terminal, Transient, OSError.
+
+    qemu-img runs as ``account`` and writes into memory: it is given no file of the host's, by
+    name or otherwise. An empty image is its header and tables, a few hundred KiB.
+    """
+    memory = os.memfd_create("image", os.MFD_CLOEXEC)
+    try:
+        if account is not None:
+            os.fchown(memory, account.uid, account.gid)
+        argv = (*dropping_to(account), *command(f"/proc/self/fd/{memory}"))
+        finished = await run_program(
+            argv, seconds=seconds, hint="install qemu-utils", pass_fds=(memory,)
+        )
+        if finished.returncode != 0:
+            raise Terminal(
+                f"{what}: cannot be made: {last_words(finished.stderr)}",
+                hint="check the space and the owner of its folder",
+            )
+        size = os.fstat(memory).st_size
+        if disk.format is not DiskFormat.RAW:
+            await trio.to_thread.run_sync(_copy, memory, part.fileno(), size)
+        os.ftruncate(part.fileno(), size)
+    finally:
+        os.close(memory)
+
+
+def _copy(source: int, target: int, size: int) -> None:
+    sent = 0
+    while sent < size:
+        sent += os.sendfile(target, source, sent, size - sent)
+
+
+def _overlay_options(disk: Disk, images: Path, what: str) -> tuple[Argv, int]:
+    """Return the options that name the base, and how many bytes a guest sees of it."""
     if disk.format is not DiskFormat.QCOW2:
         raise Terminal(f"{what}: only qcow2 can have a base", hint="say format: qcow2")
     base = resolve_image(disk.base or "", images)
     try:
         with open_named(base, or_block_device=True) as image:
             is_qcow2 = has_qcow2_magic(image)
+            size = read_qcow2_size(image) if is_qcow2 else image.seek(0, os.SEEK_END)
     except OSError as error:
         raise Terminal(
             f"{what}: its base {base}: {error.strerror}", hint="put the base image there first"
         ) from error
-    # The format is written down: QEMU must never guess it from what a guest wrote.
-    return ("-b", str(base), "-F", "qcow2" if is_qcow2 else "raw")
-
-
-def _make_folder(path: Path, images: Path) -> None:
-    """Make the image's folder where it is arcsup's own; anybody else's must be there."""
-    if path.is_relative_to(images):
-        create_folder_of(path)
+    # The format is written down: QEMU must never guess it from what a guest wrote. -u: qemu-img
+    # does not open the base, nor what that says that it builds upon.
+    return ("-u", "-b", str(base), "-F", "qcow2" if is_qcow2 else "raw"), size
 
 
 # --- the command line ---------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 Sources: docs/interop/qcow2.txt of QEMU for the magic; ECMA-119 8.1 for that of a CD-ROM.
 """
 
+import errno
 import fcntl
 import os
 import tempfile
@@ -22,6 +23,18 @@ def has_qcow2_magic(image: IO[bytes]) -> bool:
     """Tell whether an open image is qcow2, by its first bytes."""
     image.seek(0)
     return image.read(len(QCOW2_MAGIC)) == QCOW2_MAGIC
+
+
+def read_qcow2_size(image: IO[bytes]) -> int:
+    """Return how many bytes a guest sees of an open qcow2 image (docs/interop/qcow2.txt, byte 24).
+
+    Raises OSError for an image that is cut short.
+    """
+    image.seek(24)
+    size = image.read(8)
+    if len(size) < 8:
+        raise OSError(errno.EINVAL, "its qcow2 header is cut short")
+    return int.from_bytes(size, "big")
 
 
 def has_iso_magic(image: IO[bytes]) -> bool:
@@ -91,8 +104,12 @@ def publish(part: IO[bytes], path: Path) -> bool:
     os.fsync(part.fileno())
     ours = True
     try:
-        # A link, unlike a rename, never replaces what is there.
-        os.link(part.name, path)
+        # A link, unlike a rename, never replaces what is there. By descriptor: in a folder of
+        # somebody else's the part's name may be another file's by now.
+        # Python follows the link in /proc (AT_SYMLINK_FOLLOW) only where a descriptor of a folder
+        # is passed; with an absolute path that one is not looked at (linkat(2)).
+        source = f"/proc/self/fd/{part.fileno()}"
+        os.link(source, path, src_dir_fd=part.fileno(), follow_symlinks=True)
     except FileExistsError:
         ours = False
     sync_folder(path.parent)

@@ -58,6 +58,7 @@ from arcsup.vm.process import (
     start_gated,
 )
 from arcsup.vm.qmp import Qmp
+from arcsup.vm.reach import Bounds
 from arcsup.vm.record import Launch, OwnedProcess
 from arcsup.vm.resources import Needs, create_files, find_needs
 from arcsup.vm.shared_memory import create_shared_memory, hold_device
@@ -87,7 +88,8 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     slices = await take_slices(vm, workshop, iommufd=by_iommufd)
     launch = await choose_account(vm, workshop, launch)
     account = launch.account
-    await _unless_ordered(vm, partial(create_files, vm.running, places))
+    bounds = None if account is None else Bounds(account, (places.images, *workshop.image_folders))
+    await _unless_ordered(vm, partial(create_files, vm.running, places, bounds))
     with ExitStack() as opened:
         held = [opened.enter_context(_locked(places.run_of(vm.name)))]
         if account is not None:

@@ -8,7 +8,8 @@ Sources: openat(2), path_resolution(7), symlink(7).
 
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NoReturn
 
@@ -34,6 +35,17 @@ class Found:
     descriptor: int
     status: os.stat_result
     inside: bool
+
+
+@frozen
+class Bounds:
+    """Where a daemon that is root makes and finds the files of a VM that somebody else wrote.
+
+    ``account`` is whom the VM's programs run as, ``allowed`` are the folders for images.
+    """
+
+    account: Account
+    allowed: tuple[Path, ...]
 
 
 def find_file(what: str, path: Path, account: Account, allowed: Sequence[Path]) -> Found:
@@ -81,6 +93,86 @@ def find_file(what: str, path: Path, account: Account, allowed: Sequence[Path]) 
     except Terminal:
         os.close(at)
         raise
+
+
+def check_path(what: str, path: Path, bounds: Bounds, *, written: bool) -> None:
+    """Refuse a path that a VM may not name, before anything is made or opened for it.
+
+    What is written, or made, must be in a folder for images; what everybody may read is read from
+    anywhere. The answer tells nothing of folders that the VM's user cannot pass. Blocks.
+    Raises Terminal.
+    """
+    if ".." in path.parts:
+        raise Terminal(f"{what}: {path} goes up", "write the path without ..")
+    if path.is_relative_to(bounds.allowed[0]):
+        return
+    folder = find_file(what, path.parent, bounds.account, bounds.allowed)
+    os.close(folder.descriptor)
+    if _is_within(folder, bounds):
+        return
+    if not written:
+        found = find_file(what, path, bounds.account, bounds.allowed)
+        os.close(found.descriptor)
+        if found.inside or found.status.st_mode & stat.S_IROTH:
+            return
+    raise outside_of_images(what, path, bounds.allowed)
+
+
+def outside_of_images(what: str, path: Path, allowed: Sequence[Path]) -> Terminal:
+    """Return the refusal of a file that is not in a folder for images."""
+    return Terminal(
+        f"{what}: {path} is outside of the folders for images",
+        f"move it to {allowed[0]}, or name its folder in imageDirs of arcsup.yaml",
+    )
+
+
+@contextmanager
+def open_folder_of(what: str, path: Path, bounds: Bounds) -> Iterator[Path]:
+    """Yield a path of the folder in which ``path`` is to be made; nobody can exchange it.
+
+    Below the first allowed folder, which is arcsup's own, missing folders are made: their QEMU,
+    another user, can pass them. Raises Terminal, OSError.
+    """
+    check_path(what, path, bounds, written=True)
+    if path.is_relative_to(bounds.allowed[0]):
+        _make_folders(bounds.allowed[0], path.relative_to(bounds.allowed[0]).parts[:-1])
+    folder = find_file(what, path.parent, Account.current(), bounds.allowed)
+    try:
+        if not _is_within(folder, bounds):
+            raise outside_of_images(what, path, bounds.allowed)
+        yield Path(f"/proc/{os.getpid()}/fd/{folder.descriptor}")
+    finally:
+        os.close(folder.descriptor)
+
+
+def _is_within(folder: Found, bounds: Bounds) -> bool:
+    if folder.inside:
+        return True
+    found = (folder.status.st_dev, folder.status.st_ino)
+    statuses = map(_stat_folder, bounds.allowed)
+    return any(found == (it.st_dev, it.st_ino) for it in statuses if it is not None)
+
+
+def _make_folders(top: Path, names: Sequence[str]) -> None:
+    """Make the folders that are missing; a link is left for the walk to judge."""
+    top.mkdir(mode=0o711, parents=True, exist_ok=True)
+    at = os.open(top, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for name in names:
+            made = False
+            with suppress(FileExistsError):
+                os.mkdir(name, 0o700, dir_fd=at)
+                made = True
+            step = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at)
+            os.close(at)
+            at = step
+            if not stat.S_ISDIR(os.fstat(at).st_mode):
+                return
+            if made:
+                # A umask takes that away from what mkdir gives.
+                Path(f"/proc/self/fd/{at}").chmod(0o711)
+    finally:
+        os.close(at)
 
 
 def _stat_folder(folder: Path) -> os.stat_result | None:

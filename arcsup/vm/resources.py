@@ -15,7 +15,13 @@ from arcsup.places import Places
 from arcsup.vm.accel import find_accel
 from arcsup.vm.capabilities import find_qemu, probe_capabilities
 from arcsup.vm.commandline import Resources, SliceDevice, Sockets
-from arcsup.vm.disks import GUEST_TOOLS, check_files, create_missing_disks, find_medium
+from arcsup.vm.disks import (
+    GUEST_TOOLS,
+    check_files,
+    check_paths,
+    create_missing_disks,
+    find_medium,
+)
 from arcsup.vm.displays import DISPLAY_SOCKET, check_password, find_render_node, wants_gl
 from arcsup.vm.ephemeral import create_overlays, with_overlays
 from arcsup.vm.firmware import create_vars, find_firmware, vars_file
@@ -23,6 +29,7 @@ from arcsup.vm.iommufd import Iommufd
 from arcsup.vm.looking import look_at
 from arcsup.vm.networks import check_networks
 from arcsup.vm.pinning import choose_numa_node
+from arcsup.vm.reach import Bounds
 from arcsup.vm.shared_memory import Take, find_shared_memory
 from arcsup.vm.shares import Virtiofsd, check_share, find_virtiofsd, virtiofs_helper
 from arcsup.vm.sockets import Listener
@@ -48,13 +55,17 @@ class Needs:
     helpers: tuple[HelperCommand, ...]
 
 
-async def create_files(vm: Vm, places: Places) -> None:
+async def create_files(vm: Vm, places: Places, bounds: Bounds | None = None) -> None:
     """Make the VM's disks, UEFI variables and TPM folder where they are missing.
 
-    Raises Terminal for what is missing and cannot be made, Transient for what took too long.
+    ``bounds`` say what the VM may name, None for all that this process may: nothing is made
+    before all of it is looked at. Raises Terminal for what is missing and cannot be made, Transient
+    for what took too long.
     """
     built = with_guest_tools(vm)
-    await create_missing_disks(built, places.images)
+    if bounds is not None:
+        await look_at(f"what {vm.name} names", check_paths, built, places.images, bounds)
+    await create_missing_disks(built, places.images, bounds)
     await create_overlays(vm, places)
     await look_at(f"what {vm.name} reads", check_files, built, places.images)
     check_password(vm.display, places.images)
