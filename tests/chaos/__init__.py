@@ -1,0 +1,1 @@
+"""Random faults under a real daemon with real QEMUs; see ``chaos.py``."""
