@@ -1,5 +1,6 @@
 """Logs that are too long are begun anew under whoever writes them."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -70,18 +71,61 @@ def test_who_appends_goes_on_at_the_new_end(tmp_path: Path) -> None:
         assert log.read_bytes() == b"after\n"
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
 def test_a_log_that_cannot_be_copied_is_told_and_kept(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     log = tmp_path / "console.log"
     log.write_text("x" * 100)
-    (tmp_path / ".console.log.tmp").symlink_to("/dev/full")
 
+    def refuse(descriptor: int, mode: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fchmod", refuse)
     rotate_logs([tmp_path], largest=20)
 
     assert log.read_text() == "x" * 100
     assert "cannot be rotated: No space left on device" in caplog.text
+    assert [path.name for path in tmp_path.iterdir()] == ["console.log"]
+
+
+def test_what_is_kept_of_a_log_has_no_mode_of_its_writers(tmp_path: Path) -> None:
+    log = tmp_path / "console.log"
+    log.write_text("x" * 100)
+    log.chmod(0o6777)
+
+    rotate_logs([tmp_path], largest=20)
+
+    assert (tmp_path / "console.log.1").stat().st_mode & 0o7777 == 0o640
+
+
+def test_a_link_where_a_log_is_kept_leads_nowhere(tmp_path: Path) -> None:
+    folder, victim = tmp_path / "logs", tmp_path / "victim"
+    folder.mkdir()
+    victim.write_text("precious")
+    (folder / "console.log").write_text("x" * 100)
+    for name in (".console.log.tmp", "console.log.1"):
+        (folder / name).symlink_to(victim)
+
+    rotate_logs([folder], largest=20)
+
+    assert victim.read_text() == "precious"
+    assert not (folder / "console.log.1").is_symlink()
+    assert (folder / "console.log.1").read_text() == "x" * 20
+
+
+def test_a_log_with_a_second_name_and_one_behind_a_link_are_left_alone(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, victim = tmp_path / "logs", tmp_path / "victim.log"
+    folder.mkdir()
+    victim.write_text("x" * 100)
+    (folder / "console.log").hardlink_to(victim)
+    (tmp_path / "link").symlink_to(folder)
+
+    rotate_logs([folder, tmp_path / "link"], largest=20)
+
+    assert victim.read_text() == "x" * 100
+    assert caplog.text.count("cannot be rotated: it is no file of its own alone") == 1
 
 
 def test_a_log_that_fills_up_again_at_once_is_emptied_and_told_once(tmp_path: Path) -> None:

@@ -117,10 +117,13 @@ def publish(part: IO[bytes], path: Path) -> bool:
 
 
 def replace(part: IO[bytes], path: Path) -> None:
-    """Put a finished image in the place of another, with the owner and mode of that one."""
+    """Put a finished image in the place of another, with the owner and permissions of that one.
+
+    Whoever that one was lent to could give it any mode: no image is a program.
+    """
     old = path.stat()
     os.fchown(part.fileno(), old.st_uid, old.st_gid)
-    os.fchmod(part.fileno(), old.st_mode & 0o7777)
+    os.fchmod(part.fileno(), old.st_mode & 0o666)
     os.fsync(part.fileno())
     Path(part.name).replace(path)
     sync_folder(path.parent)

@@ -171,13 +171,14 @@ def read_base_name(what: str, image: IO[bytes]) -> str | None:
 
 
 def _judge(file: WantedFile, found: Found, terms: Terms, known: Loan | None) -> Loan | None:
-    status, mode = found.status, stat.S_IMODE(found.status.st_mode)
+    # No image is a program, and set-user-ID bits may be from whom an earlier loan gave it to.
+    status, mode = found.status, stat.S_IMODE(found.status.st_mode) & 0o777
     if not file.own_file:
         _require_image(file, found, terms)
-    # root's own: what an earlier loan of it left to somebody else is not kept.
-    uid, gid = (
-        (0, 0) if file.own_file and not _is_device(status) else (status.st_uid, status.st_gid)
-    )
+    uid, gid = status.st_uid, status.st_gid
+    if file.own_file and not _is_device(status):
+        # root's own: what an earlier loan of it left to somebody else is not kept.
+        uid, gid, mode = 0, 0, mode & 0o750
     before = known.before if known is not None else Ownership(uid, gid, mode)
     account = terms.account
     if file.access is Access.OWN:
@@ -240,8 +241,8 @@ def change_owner(descriptor: int, to: Ownership) -> None:
     # fchown(2) refuses O_PATH; the link in /proc leads to the very file (proc(5)).
     magic = Path(f"/proc/self/fd/{descriptor}")
     os.chown(magic, to.uid, to.gid)
-    # After it: chown clears set-user-ID bits.
-    magic.chmod(to.mode)
+    # What was lent is never to run as its owner; records of older versions may say so.
+    magic.chmod(to.mode & 0o777)
 
 
 def put_back(loans: Iterable[Loan], running: Mapping[tuple[int, int], Loan]) -> dict[Loan, str]:

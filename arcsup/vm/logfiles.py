@@ -4,14 +4,19 @@ QEMU, swtpm and hooks hold their logs open for as long as they live, so a log ca
 under them. They were opened for appending: what is written after a truncation goes to the new end.
 A limit of the process (RLIMIT_FSIZE) would count for its disk images too, and a pipe would end
 with the daemon; so the logs are looked at, the sooner the faster they grow.
+
+Some of them belong to whom QEMU runs as, who can give them any mode. So each is held by descriptor
+while something is done to it, and what is kept is a new file with an owner and a mode of ours.
 """
 
+import errno
 import logging
 import math
 import os
 import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import trio
@@ -31,6 +36,9 @@ OFTEN: Seconds = Seconds(0.1)
 FLOOD: Seconds = Seconds(60.0)
 """A log that is full again within this time is emptied without being kept: copying what nobody
 can read any more would only double the work."""
+
+KEPT_MODE = 0o640
+"""Of what is kept: as of a log that the daemon opens."""
 
 
 @define
@@ -68,15 +76,16 @@ class LogKeeper:
     def _begin_anew(self, log: Path) -> bool:
         """Empty a log; return whether that is because of a flood not yet known."""
         now = self.clock()
-        if now - self._kept.get(log, -math.inf) >= FLOOD:
-            # Also if it cannot be kept: on a full disk, it is what has to go the next time.
-            self._kept[log] = now
-            self._floods.discard(log)
-            _keep_end(log, self.largest)
-            os.truncate(log, 0)
-            logger.info("rotated %s", log)
-            return False
-        os.truncate(log, 0)
+        with _holding(log) as (folder, descriptor):
+            if now - self._kept.get(log, -math.inf) >= FLOOD:
+                # Also if it cannot be kept: on a full disk, it is what has to go the next time.
+                self._kept[log] = now
+                self._floods.discard(log)
+                _keep_end(folder, log.name, descriptor, self.largest)
+                os.truncate(descriptor, 0)
+                logger.info("rotated %s", log)
+                return False
+            os.truncate(descriptor, 0)
         known = log in self._floods
         self._floods.add(log)
         return not known
@@ -102,6 +111,8 @@ async def keep_logs_short(
 def _find_logs(folders: Iterable[Path]) -> Iterator[tuple[Path, int]]:
     for folder in folders:
         try:
+            if folder.is_symlink():
+                continue  # Somebody else's logs, if any.
             for entry in os.scandir(folder):
                 if entry.name.endswith(".log") and entry.is_file(follow_symlinks=False):
                     yield Path(entry.path), entry.stat(follow_symlinks=False).st_size
@@ -110,15 +121,37 @@ def _find_logs(folders: Iterable[Path]) -> Iterator[tuple[Path, int]]:
                 logger.warning("%s cannot be looked at: %s", folder, error.strerror)
 
 
-def _keep_end(log: Path, size: int) -> None:
-    """Copy the last ``size`` bytes of a log to NAME.log.1."""
-    old, half = log.with_name(f"{log.name}.1"), log.with_name(f".{log.name}.tmp")
+@contextmanager
+def _holding(log: Path) -> Iterator[tuple[int, int]]:
+    """Hold a log's folder and the log itself. Raises OSError for what is no log of ours."""
+    folder = os.open(log.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        with open(log, "rb") as source, open(half, "wb") as target:
-            end = source.seek(0, os.SEEK_END)
-            source.seek(max(0, end - size))
-            target.write(source.read(size))
-            os.fchmod(target.fileno(), stat.S_IMODE(os.fstat(source.fileno()).st_mode))
-        half.replace(old)
+        # It was a regular file when it was listed; by now it may be a FIFO.
+        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        descriptor = os.open(log.name, flags, dir_fd=folder)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+                raise OSError(errno.EPERM, "it is no file of its own alone", str(log))
+            yield folder, descriptor
+        finally:
+            os.close(descriptor)
     finally:
-        half.unlink(missing_ok=True)
+        os.close(folder)
+
+
+def _keep_end(folder: int, name: str, log: int, size: int) -> None:
+    """Copy the last ``size`` bytes of a log to NAME.log.1, a file made anew. Raises OSError."""
+    half = f".{name}.tmp"
+    with suppress(FileNotFoundError):
+        os.unlink(half, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        with open(os.open(half, flags, 0o600, dir_fd=folder), "wb") as target:
+            end = os.fstat(log).st_size
+            target.write(os.pread(log, size, max(0, end - size)))
+            os.fchmod(target.fileno(), KEPT_MODE)
+        os.replace(half, f"{name}.1", src_dir_fd=folder, dst_dir_fd=folder)
+    finally:
+        with suppress(FileNotFoundError):
+            os.unlink(half, dir_fd=folder)
