@@ -160,9 +160,34 @@ def test_a_link_that_somebody_put_there_is_not_followed(tmp_path: Path) -> None:
     assert victim.read_text() == "precious"
 
 
-def test_what_cannot_be_removed_is_named(tmp_path: Path) -> None:
+def test_a_folder_in_the_place_of_the_frames_is_moved_aside(tmp_path: Path) -> None:
     (tmp_path / f"kvmfr-{VM.uuid}").mkdir()
-    with pytest.raises(Terminal, match=r"kvmfr-.*cannot be made"):
+    (tmp_path / f"kvmfr-{VM.uuid}" / "full").touch()
+    create_shared_memory(find_files(VM, tmp_path), None)
+
+    assert (tmp_path / f"kvmfr-{VM.uuid}").stat().st_size == 32 * 2**20
+    assert [path.name for path in tmp_path.glob("*/full")] == ["full"], "it is not removed"
+
+
+def test_a_removal_ends_whatever_is_in_the_files_places(tmp_path: Path) -> None:
+    frame, sound = tmp_path / f"kvmfr-{VM.uuid}", tmp_path / f"kvmsr-{VM.uuid}"
+    frame.mkdir()
+    sound.symlink_to(frame)
+
+    left = remove_shared_memory(VM, tmp_path)
+
+    assert [str(frame), str(sound)] == [what.partition(":")[0] for what in left]
+    assert sound.is_symlink()
+
+
+def test_who_puts_things_in_the_files_place_for_ever_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def put_back_at_once(path: Path, missing_ok: bool = False) -> None:
+        path.touch()
+
+    monkeypatch.setattr(Path, "unlink", put_back_at_once)
+    with pytest.raises(Terminal, match=r"kvmfr-.*cannot be made.*File exists"):
         create_shared_memory(find_files(VM, tmp_path), None)
 
 

@@ -10,8 +10,9 @@ import trio
 from attrs import evolve
 from trio.testing import MockClock
 
-from arcsup.errors import NotRecorded
-from arcsup.model import ExitClass, VmName
+from arcsup.errors import NotRecorded, Transient
+from arcsup.model import ExitClass, Vm, VmName
+from arcsup.places import Places
 from arcsup.plan.lifecycle import Evidence, Phase, Step
 from arcsup.spec.native import vm_to_native
 from arcsup.vm import supervise
@@ -99,6 +100,26 @@ async def test_a_start_that_failed_for_good_is_not_tried_again_when_that_is_reco
 
     assert vm.record.failure is not None
     assert vm.record.failure.because == "its last words"
+
+
+async def test_what_cannot_be_removed_keeps_no_vm_from_having_ended(
+    autojump_clock: MockClock, host: SmallHost, vm: ManagedVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(places: Places, name: VmName) -> None:
+        raise Transient("its runtime folder cannot be removed: Device or resource busy")
+
+    def leave(running: Vm) -> tuple[str, ...]:
+        return ("/dev/shm/frames: it is no file",)
+
+    monkeypatch.setattr(supervise, "remove_runtime_folders", refuse)
+    monkeypatch.setattr(supervise, "remove_shared_memory", leave)
+    vm.give_order(StopOrder("its file was removed", hard=True))
+    finish = partial(supervise._finish, vm, host.fleet.workshop, ProcessEnd(signal=9), "")
+
+    await supervise._keep_at_it(vm, host.fleet.workshop, finish)
+
+    assert (vm.phase, vm.record.launch) == (Phase.DOWN, None)
+    assert host.told[-3:] == ["not-removed", "not-removed", "ended"]
 
 
 async def trouble() -> None:

@@ -9,6 +9,8 @@ device; Scream's README, "Using IVSHMEM"; qemu-doc, "Inter-VM Shared Memory devi
 
 import fcntl
 import os
+import secrets
+import stat
 from collections.abc import Callable
 from pathlib import Path
 
@@ -157,9 +159,7 @@ def create_shared_memory(
         if piece.is_device:
             continue
         try:
-            piece.path.unlink(missing_ok=True)
-            flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
-            descriptor = os.open(piece.path, flags, 0o600)
+            descriptor = _create_anew(piece.path)
             try:
                 os.posix_fallocate(descriptor, 0, piece.size_mib * 2**20)
                 if account is not None:
@@ -177,10 +177,46 @@ def create_shared_memory(
             ) from error
 
 
-def remove_shared_memory(vm: Vm, folder: Path = SHARED_MEMORY) -> None:
-    """Remove the files of a VM that has ended. May be done twice."""
+def _create_anew(path: Path) -> int:
+    """Make a file of ours in a folder where everybody may make some; return its descriptor.
+
+    The name can be guessed, so anybody may have put anything there. Root moves aside what it
+    cannot remove at once: what is made here afterwards is nobody else's to move, since the folder
+    is sticky. Raises OSError.
+    """
+    flags = os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
+    for _ in range(_TRIES):
+        try:
+            path.unlink(missing_ok=True)
+        except IsADirectoryError:
+            path.rename(path.with_name(f".{path.name}.{secrets.token_hex(8)}"))
+        try:
+            return os.open(path, flags, 0o600)
+        except FileExistsError:
+            continue  # Somebody was quicker.
+    return os.open(path, flags, 0o600)
+
+
+_TRIES = 100
+
+
+def remove_shared_memory(vm: Vm, folder: Path = SHARED_MEMORY) -> tuple[str, ...]:
+    """Remove the files of a VM that has ended; return what could not be. May be done twice.
+
+    What is no regular file has been put there by somebody else, and is left.
+    """
+    failed = []
     for piece in find_shared_memory(vm, lambda _: False, folder=folder):
-        piece.path.unlink(missing_ok=True)
+        try:
+            if stat.S_ISREG(piece.path.lstat().st_mode):
+                piece.path.unlink()
+            else:
+                failed.append(f"{piece.path}: it is no file, somebody else has put it there")
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            failed.append(f"{piece.path}: {error.strerror}")
+    return tuple(failed)
 
 
 def shared_memory_args(pieces: tuple[SharedMemory, ...], capabilities: Capabilities) -> Argv:

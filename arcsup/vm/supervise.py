@@ -394,16 +394,24 @@ async def _complete_evidence(vm: ManagedVm, end: ProcessEnd, *, at_limit: bool) 
 
 
 async def _tidy_up(vm: ManagedVm, workshop: Workshop) -> None:
-    """End the helpers, take back and remove what this run had. May be done twice."""
+    """End the helpers, take back and remove what this run had. May be done twice.
+
+    What cannot be removed is told and left: it may be no reason for a VM never to have ended. The
+    next start makes all of it anew, and says what is in its way.
+    """
     launch = vm.record.launch
     if launch is not None:
         await end_helpers(launch, boot_id=workshop.boot_id)
         if launch.cgroup:
             await remove_group(launch.cgroup)
-    if vm.running is not None:
-        remove_shared_memory(vm.running)
+    left = list(remove_shared_memory(vm.running)) if vm.running is not None else []
     await take_back_belongings(vm, workshop)
-    await remove_runtime_folders(workshop.places, vm.name)
+    try:
+        await remove_runtime_folders(workshop.places, vm.name)
+    except (Transient, Terminal) as error:
+        left.append(error.message)
+    for what in left:
+        workshop.tell(vm.name, "not-removed", f"something of its last run stays: {what}")
 
 
 def _consequences(vm: ManagedVm, workshop: Workshop, end: SeenEnd) -> dict[str, object]:
