@@ -84,6 +84,25 @@ def test_helpers_listen_where_they_are_told() -> None:
     assert {"--socket-path=/s", "source=/s\\,rc"} <= set(printed.argv)
 
 
+@pytest.mark.parametrize(
+    ("usage", "option"),
+    [
+        (f"{RUST}\n--modcaps=<M>", ["--modcaps=-mknod:-setfcap"]),
+        (f"{C}\n-o modcaps=CAPLIST", ["-o", "modcaps=-mknod:-setfcap"]),
+        (C, ["-o", "log_level=warn"]),
+    ],
+)
+async def test_roots_server_makes_no_device_nodes(
+    tmp_path: Path, usage: str, option: list[str]
+) -> None:
+    virtiofsd = await find_virtiofsd((make_virtiofsd(tmp_path, usage),), root=True)
+    assert virtiofsd is not None
+
+    helper = virtiofs_helper(virtiofsd, Share("/srv", "srv"), Path("/srv"), Listener(Path("/s")), 0)
+
+    assert list(helper.argv[-len(option) :]) == option
+
+
 def test_a_share_must_be_a_folder(tmp_path: Path) -> None:
     assert check_share(Share(".", "x"), tmp_path) == tmp_path
     with pytest.raises(Terminal, match="is no folder"):

@@ -6,7 +6,7 @@ become that user's (``loans``), after the record has said so.
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -30,7 +30,8 @@ from arcsup.vm.private_tmp import FOLDERS, needs_host_tmp
 from arcsup.vm.record import Launch
 from arcsup.vm.removal import remove_trees
 from arcsup.vm.resources import Needs
-from arcsup.vm.shares import check_share
+from arcsup.vm.shares import check_share, find_reach
+from arcsup.vm.sockets import Listener
 from arcsup.vm.tpm import TPM_LOG, tpm_folder
 
 
@@ -90,22 +91,37 @@ def open_folders(places: Places, name: VmName, sockets: Sockets, account: Accoun
     os.chown(places.qemu_run_of(name), account.uid, account.gid, follow_symlinks=False)
 
 
-def check_shares(vm: Vm, workshop: Workshop) -> None:
+def check_shares(vm: Vm, workshop: Workshop, servers: Sequence[Listener | None]) -> None:
     """Refuse a share that is not in a folder for images, or that others could exchange.
 
-    Its server is root, behind a sandbox that ends at the folder. Raises Terminal.
+    Where it has a server (9p has none), that is root, behind a sandbox that ends at the folder.
+    Then what a guest makes there may be in nobody's reach. Raises Terminal.
     """
-    allowed = (workshop.places.images, *workshop.image_folders)
-    for index, share in enumerate(vm.shares):
-        source = check_share(share, workshop.places.images).resolve()
+    places = workshop.places
+    allowed = (places.images, *workshop.image_folders)
+    # The way of QEMU's user to its images, see ``open_folders``.
+    opened = frozenset({places.state.resolve(), places.images.resolve()})
+    for index, (share, server) in enumerate(zip(vm.shares, servers, strict=True)):
+        source = check_share(share, places.images).resolve()
         if not any(source.is_relative_to(folder.resolve()) for folder in allowed):
             raise Terminal(
                 f"shares[{index}]: {source} is outside of the folders for images",
                 f"move it to {allowed[0]}, or name its folder in imageDirs of arcsup.yaml",
             )
+        if places.images.resolve().is_relative_to(source):
+            raise Terminal(
+                f"shares[{index}]: {source} holds the images of all VMs",
+                "share a folder that holds none",
+            )
         if why := find_distrust(source.parent):
             raise Terminal(
                 f"shares[{index}]: {why}", "its server is root: share a folder inside one of root's"
+            )
+        if server is not None and not share.readonly and (why := find_reach(source, opened)):
+            raise Terminal(
+                f"shares[{index}]: {why}",
+                f"chown root {source} && chmod go-x {source}, or share it readonly, or mount it "
+                f"nosuid: mount --bind {source} {source} && mount -o remount,bind,nosuid {source}",
             )
 
 

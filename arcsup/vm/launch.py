@@ -122,7 +122,7 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
         pieces = needs.resources.shared_memory
         await trio.to_thread.run_sync(create_shared_memory, pieces, workshop.viewer, account)
         if account is not None:
-            check_shares(vm.running, workshop)
+            check_shares(vm.running, workshop, needs.resources.sockets.shares)
             taps = await _open_taps(needs, opened)
             held += [descriptor for tap in taps for descriptor in tap.descriptors]
             needs = evolve(needs, resources=evolve(needs.resources, taps=taps))

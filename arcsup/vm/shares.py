@@ -5,6 +5,7 @@ and QEMU's own -help for 9p.
 """
 
 import os
+import stat
 from pathlib import Path
 from typing import Literal
 
@@ -25,18 +26,25 @@ VIRTIOFSD_BINARIES = (
 )
 
 
+GIVEN_UP = "-mknod:-setfcap"
+"""What the server of root's is not to do for a guest: make device nodes, which open the host's
+devices wherever the file system allows some, and give programs capabilities of the host."""
+
+
 @frozen
 class Virtiofsd:
     """A virtiofsd that can run here.
 
-    ``readonly`` tells whether it can refuse the guest's writes. ``own_ids`` is None for root;
-    anybody else serves with their own user and group, which the guest sees as root.
+    ``readonly`` tells whether it can refuse the guest's writes, ``modcaps`` whether it can be told
+    to give up capabilities. ``own_ids`` is None for root; anybody else serves with their own user
+    and group, which the guest sees as root.
     """
 
     binary: Path
     flavour: Literal["rust", "c"]
     readonly: bool
     own_ids: tuple[int, int] | None = None
+    modcaps: bool = False
 
     def serves(self, share: Share) -> bool:
         """Whether it can serve that share as asked for."""
@@ -64,7 +72,7 @@ async def find_virtiofsd(
         flavour: Literal["rust", "c"] = "rust" if b"--shared-dir" in usage else "c"
         readonly = b"--readonly" in usage
         if root:
-            return Virtiofsd(binary, flavour, readonly)
+            return Virtiofsd(binary, flavour, readonly, modcaps=b"modcaps=" in usage)
         if b"--uid-map" in usage and await _can_make_namespaces():
             return Virtiofsd(binary, flavour, readonly, (os.geteuid(), os.getegid()))
     return None
@@ -94,11 +102,14 @@ def virtiofs_helper(
         if virtiofsd.own_ids is not None:
             uid, gid = virtiofsd.own_ids
             more += [f"--uid-map=:0:{uid}:1:", f"--gid-map=:0:{gid}:1:"]
+        elif virtiofsd.modcaps:
+            more += [f"--modcaps={GIVEN_UP}"]
         argv: Argv = (binary, place, f"--shared-dir={source}", "--log-level=warn", *more)
     else:
         # libfuse's option parser: a backslash keeps a comma inside a value.
         folder = str(source).replace("\\", "\\\\").replace(",", "\\,")
         argv = (binary, place, "-f", "-o", f"source={folder}", "-o", "log_level=warn")
+        argv += ("-o", f"modcaps={GIVEN_UP}") if virtiofsd.modcaps else ()
     pass_fds = () if listener.fd is None else (listener.fd,)
     return HelperCommand(f"virtiofs{index}", argv, pass_fds, keeps_user=True)
 
@@ -139,3 +150,27 @@ def check_share(share: Share, images: Path) -> Path:
     if not source.is_dir():
         raise Terminal(f"shares: {source} is no folder", hint="make it, or correct the path")
     return source
+
+
+def find_reach(source: Path, opened: frozenset[Path]) -> str:
+    """Say why local users could run what a guest left in a folder; "" when only root could.
+
+    A guest's root makes files of the host's root there, with any mode: set-user-ID programs too.
+    Nobody runs these where one folder on the way lets in root alone, or where the file system is
+    mounted nosuid (mount(8)). ``opened`` are folders that the daemon itself lets others pass.
+    Raises Terminal for what cannot be looked at.
+    """
+    try:
+        if os.statvfs(source).f_flag & os.ST_NOSUID:
+            return ""
+        for folder in {source, *source.parents} - opened:
+            if _lets_in_root_alone(folder.stat()):
+                return ""
+    except OSError as error:
+        raise Terminal(f"shares: {source}: {error.strerror}", "correct the path") from error
+    return f"others than root can pass {source}, where the guest can leave set-user-ID programs"
+
+
+def _lets_in_root_alone(status: os.stat_result) -> bool:
+    by_group = status.st_mode & stat.S_IXGRP and status.st_gid != 0
+    return status.st_uid == 0 and not by_group and not status.st_mode & stat.S_IXOTH
