@@ -19,6 +19,7 @@ from arcsup.vm.process import (
     closing_gate,
     end_process,
     find_processes_holding,
+    inherited_environment,
     read_start_time,
     start_gated,
 )
@@ -180,3 +181,26 @@ def test_a_name_with_parentheses_hides_no_start_time(tmp_path: Path) -> None:
         assert theirs is not None
         assert theirs >= mine
         process.communicate(b"\n")
+
+
+async def test_a_program_learns_nothing_that_only_the_daemon_was_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "topsecret")
+    monkeypatch.setenv("NOTIFY_SOCKET", "/run/systemd/notify")
+    monkeypatch.setenv("LC_TIME", "C.UTF-8")
+    monkeypatch.setenv("WAYLAND_DISPLAY", "wayland-0")
+    for environment in (None, inherited_environment()):
+        output = tmp_path / "output"
+        output.unlink(missing_ok=True)
+        with closing_gate(
+            start_gated(["env"], boot_id=BOOT, output=output, environment=environment)
+        ) as gated:
+            gated.open_gate()
+            with trio.fail_after(30):
+                assert await gated.process.wait() == ProcessEnd(code=0)
+        gated.process.close()
+
+        names = {line.partition("=")[0] for line in output.read_text().splitlines()}
+        assert {"PATH", "LC_TIME", "WAYLAND_DISPLAY"} <= names
+        assert not names & {"AWS_SECRET_ACCESS_KEY", "NOTIFY_SOCKET"}

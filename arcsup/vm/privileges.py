@@ -11,7 +11,12 @@ from collections.abc import Mapping
 from arcsup.host.accounts import Account
 from arcsup.model import Argv, MiB, Vm
 
-_HOME_VARIABLES = frozenset({"HOME", "LOGNAME", "MAIL", "USER", "XDG_RUNTIME_DIR"})
+_OWN_VARIABLES = frozenset(
+    {
+        *("HOME", "LOGNAME", "USER", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME", "XAUTHORITY"),
+        *("DBUS_SESSION_BUS_ADDRESS", "PULSE_COOKIE"),
+    }
+)
 """What is true of root and not of another user."""
 
 
@@ -48,5 +53,5 @@ def lockable_bytes(vm: Vm, *, charged_together: bool) -> int:
 
 def environment_of(account: Account | None, inherited: Mapping[str, str]) -> dict[str, str]:
     """Return the environment that a program of ``account`` may have."""
-    gone = frozenset() if account is None else _HOME_VARIABLES
+    gone = frozenset() if account is None else _OWN_VARIABLES
     return {key: value for key, value in inherited.items() if key not in gone}

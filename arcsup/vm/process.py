@@ -32,15 +32,30 @@ _GATE = 'cd / && read -r _ && exec "$@" </dev/null'
 
 _APPENDING = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW
 
-_SERVICE_VARIABLES = frozenset(
-    {"NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC", "LISTEN_FDS", "LISTEN_PID", "JOURNAL_STREAM"}
+_PASSED_ON = frozenset(
+    {
+        *("PATH", "LANG", "LANGUAGE", "TZ", "TMPDIR"),
+        *("HOME", "LOGNAME", "USER", "XDG_RUNTIME_DIR", "XDG_CONFIG_HOME"),
+        *("DISPLAY", "XAUTHORITY", "WAYLAND_DISPLAY", "DBUS_SESSION_BUS_ADDRESS"),
+        *("PULSE_SERVER", "PULSE_COOKIE", "PIPEWIRE_REMOTE", "PIPEWIRE_RUNTIME_DIR"),
+        *("LIBGL_DRIVERS_PATH", "LIBVA_DRIVERS_PATH", "VK_DRIVER_FILES", "VK_ICD_FILENAMES"),
+    }
 )
-"""What systemd told the daemon and is nobody else's business (systemd.exec(5))."""
+"""What tells programs of the language, of the user's session, and of drivers for what they draw."""
+
+_PASSED_ON_BEGINNINGS = ("LC_", "__EGL_", "__GLX_", "MESA_", "QEMU_")
 
 
 def inherited_environment() -> dict[str, str]:
-    """Return the daemon's environment as the programs that it starts may have it."""
-    return {key: os.environ[key] for key in os.environ.keys() - _SERVICE_VARIABLES}
+    """Return what of the daemon's environment the programs that it starts may have.
+
+    Anything else may be a secret of whoever started the daemon, and QEMU's user reads it in /proc.
+    """
+    return {
+        key: value
+        for key, value in os.environ.items()
+        if key in _PASSED_ON or key.startswith(_PASSED_ON_BEGINNINGS)
+    }
 
 
 @frozen
@@ -185,7 +200,9 @@ def start_gated(
         pid = os.posix_spawnp(
             shell[0],
             [*shell, *dropping_to(account), *argv],
-            environment_of(account, os.environ if environment is None else environment),
+            environment_of(
+                account, inherited_environment() if environment is None else environment
+            ),
             file_actions=[
                 (os.POSIX_SPAWN_DUP2, reader, 0),
                 (os.POSIX_SPAWN_OPEN, 1, output, _APPENDING, 0o640),
