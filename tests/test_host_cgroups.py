@@ -1,6 +1,8 @@
 """Control groups as folders: made, filled, asked and removed; refused where they cannot be."""
 
 import os
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -9,11 +11,12 @@ from arcsup.errors import Transient
 from arcsup.host.cgroups import (
     Folders,
     Limits,
+    end_and_remove_group,
+    end_group,
     find_group,
     find_missing_controllers,
     has_hit_limit,
     prepare_folders,
-    remove_group,
 )
 
 LIMITS = Limits(3 * 2**30, 1028)
@@ -115,7 +118,34 @@ async def test_only_our_own_groups_are_removed_and_only_empty_ones(tree: Path) -
         (tree / name).mkdir()
     (tree / "vm-b-2/full").mkdir()
     for name in ("vm-a-1", "vm-b-2", "arcsup-c-3.scope", "vm-gone-4"):
-        await remove_group(f"/{name}", tree)
+        await end_and_remove_group(f"/{name}", tree)
     assert not (tree / "vm-a-1").exists()
     assert (tree / "vm-b-2").exists()
     assert (tree / "arcsup-c-3.scope").exists()
+
+
+def test_whatever_is_left_in_a_group_is_killed(tree: Path) -> None:
+    group = tree / "vm-a-1"
+    group.mkdir()
+    with subprocess.Popen(["sleep", "60"]) as left:
+        (group / "cgroup.procs").write_text(f"{left.pid}\n")
+
+        assert end_group("/vm-a-1", tree)
+
+        assert left.wait(30) == -signal.SIGKILL
+    # It has gone in the meantime, and nobody has waited for the kernel to say so.
+    assert end_group("/vm-a-1", tree)
+
+
+def test_the_kernel_kills_a_group_at_once_where_it_can(tree: Path) -> None:
+    group = tree / "vm-a-1"
+    group.mkdir()
+    (group / "cgroup.procs").write_text(f"{os.getpid()}\n")
+    (group / "cgroup.kill").touch()
+
+    assert end_group("/vm-a-1", tree)
+
+    assert (group / "cgroup.kill").read_text() == "1\n"
+    (group / "cgroup.procs").write_text("")
+    assert not end_group("/vm-a-1", tree)
+    assert not end_group("/gone", tree)

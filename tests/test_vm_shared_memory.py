@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from arcsup.errors import Terminal
+from arcsup.host.accounts import Account
 from arcsup.model import Audio, LookingGlass, Vm
 from arcsup.vm import shared_memory
 from arcsup.vm.shared_memory import (
@@ -253,3 +254,24 @@ def test_a_link_in_the_displays_place_gives_nothing_away(short_dir: Path) -> Non
     give_display(short_dir, short_dir, find_nobody())
 
     assert (secret.stat().st_uid, secret.stat().st_mode & 0o777) == (0, 0o600)
+
+
+@needs_root
+@pytest.mark.parametrize("how", ["a second name", "another owner"])
+def test_a_socket_that_is_not_qemus_own_is_given_to_nobody(short_dir: Path, how: str) -> None:
+    display = short_dir / "display.sock"
+    with socket.socket(socket.AF_UNIX) as sock:
+        sock.bind(str(display))
+    account = Account(60955, 60955)
+    if how == "a second name":
+        os.chown(display, account.uid, account.gid)
+        (short_dir / "other.sock").hardlink_to(display)
+    owner = display.stat().st_uid
+
+    give_display(short_dir, short_dir, find_nobody(), account)
+
+    assert display.stat().st_uid == owner
+    (short_dir / "other.sock").unlink(missing_ok=True)
+    os.chown(display, account.uid, account.gid)
+    give_display(short_dir, short_dir, find_nobody(), account)
+    assert display.stat().st_uid == find_nobody().uid

@@ -4,7 +4,9 @@ Source: Documentation/admin-guide/cgroup-v2.rst ("Memory Interface Files", "PID"
 "No Internal Process Constraint"); cgroups(7) for /proc/PID/cgroup.
 """
 
+import errno
 import os
+import signal
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -141,11 +143,48 @@ def has_hit_limit(group: str, tree: Path = TREE) -> bool:
     return counts.get("oom", "0") != "0" and counts.get("oom_kill", "0") != "0"
 
 
-async def remove_group(group: str, tree: Path = TREE) -> None:
-    """Remove an empty group that the daemon made; systemd removes its own."""
+def end_group(group: str, tree: Path = TREE) -> bool:
+    """Kill every program of a group; return whether there were any. It may be gone already.
+
+    By ``cgroup.kill`` (since Linux 5.14); before that one by one, and those of a fork in between at
+    the next look. Raises OSError.
+    """
+    folder = _folder_of(group, tree)
+    try:
+        pids = (folder / "cgroup.procs").read_text().split()
+        if pids and (folder / "cgroup.kill").exists():
+            (folder / "cgroup.kill").write_text("1\n")
+        else:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno == errno.ENODEV:  # Removed while it was read.
+            return False
+        raise
+    return bool(pids)
+
+
+async def end_and_remove_group(group: str, tree: Path = TREE) -> None:
+    """Kill what is left in a group and, where the daemon made it, remove it.
+
+    systemd removes its own with the last program. Raises OSError.
+    """
+    for _ in range(_LOOKS):
+        if not await trio.to_thread.run_sync(end_group, group, tree):
+            break
+        # Killed programs stay in it until the kernel has taken them down.
+        await trio.sleep(_BETWEEN_LOOKS)
     if not group.endswith(".scope"):
         with suppress(OSError):  # It is gone, or holds what cannot be ended; then it stays.
             await trio.to_thread.run_sync(_folder_of(group, tree).rmdir)
+
+
+_LOOKS = 20
+_BETWEEN_LOOKS = 0.05
+"""Seconds. What does not end within a second waits for the kernel; the VM's end does not."""
 
 
 def _folder_of(group: str, tree: Path) -> Path:

@@ -255,7 +255,8 @@ async def bring_up(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
     if launch is None or vm.running is None:
         raise AssertionError("a QEMU that is brought up has been launched")
     places = workshop.places
-    give_display(places.run_of(vm.name), places.qemu_run_of(vm.name), workshop.viewer)
+    folders = (places.run_of(vm.name), places.qemu_run_of(vm.name))
+    give_display(*folders, workshop.viewer, launch.account)
     if missing := await find_absent(launch.devices, qmp):
         raise Terminal(f"QEMU runs without {', '.join(missing)}, which the VM asks for")
     if vm.process is not None:

@@ -22,7 +22,7 @@ from arcsup.errors import (
     Transient,
     describe_os_error,
 )
-from arcsup.host.cgroups import remove_group
+from arcsup.host.cgroups import end_and_remove_group
 from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
 from arcsup.host.writer import comes_true
 from arcsup.model import ExitClass, LastExit
@@ -396,15 +396,20 @@ async def _complete_evidence(vm: ManagedVm, end: ProcessEnd, *, at_limit: bool) 
 async def _tidy_up(vm: ManagedVm, workshop: Workshop) -> None:
     """End the helpers, take back and remove what this run had. May be done twice.
 
-    What cannot be removed is told and left: it may be no reason for a VM never to have ended. The
+    Programs that a guest which broke out has started are in the VM's group, and end with it. What
+    cannot be removed is told and left: it may be no reason for a VM never to have ended. The
     next start makes all of it anew, and says what is in its way.
     """
     launch = vm.record.launch
     if launch is not None:
         await end_helpers(launch, boot_id=workshop.boot_id)
-        if launch.cgroup:
-            await remove_group(launch.cgroup)
     left = list(remove_shared_memory(vm.running)) if vm.running is not None else []
+    # After another boot the name may be somebody else's.
+    if launch is not None and launch.cgroup and launch.boot_id == workshop.boot_id:
+        try:
+            await end_and_remove_group(launch.cgroup)
+        except OSError as error:
+            left.append(f"programs in {launch.cgroup}: {error.strerror}")
     await take_back_belongings(vm, workshop)
     try:
         await remove_runtime_folders(workshop.places, vm.name)

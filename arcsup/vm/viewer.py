@@ -4,6 +4,7 @@ A daemon in a user's session shows that user's own VMs. The system's daemon runs
 files a desktop's user cannot open; arcsup.yaml names that user (``viewer``).
 """
 
+import logging
 import os
 import pwd
 import stat
@@ -12,7 +13,10 @@ from pathlib import Path
 from attrs import frozen
 
 from arcsup.errors import Terminal
+from arcsup.host.accounts import Account
 from arcsup.vm.displays import DISPLAY_SOCKET
+
+logger = logging.getLogger(__name__)
 
 
 @frozen
@@ -53,11 +57,15 @@ def find_viewer(name: str | None) -> Viewer | None:
     return Viewer(name, entry.pw_uid, entry.pw_gid, entry.pw_dir)
 
 
-def give_display(folder: Path, qemu_folder: Path, viewer: Viewer | None) -> None:
+def give_display(
+    folder: Path, qemu_folder: Path, viewer: Viewer | None, account: Account | None = None
+) -> None:
     """Let the viewer, and nobody else, connect to the socket of a VM's display.
 
-    QEMU binds that socket itself, so it is there once QEMU answers. The viewer may pass through
-    the VM's runtime folders but not look into them; the other sockets stay QEMU's.
+    QEMU, which is ``account`` (None: this process's user), binds that socket itself, so it is there
+    once QEMU answers. It could put anything else in its place, another one's socket under a second
+    name too: then nothing is given. The viewer may pass through the VM's runtime folders but not
+    look into them; the other sockets stay QEMU's.
     """
     if viewer is None:
         return
@@ -68,7 +76,11 @@ def give_display(folder: Path, qemu_folder: Path, viewer: Viewer | None) -> None
     except FileNotFoundError:
         return
     try:
-        if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        status = os.fstat(descriptor)
+        owners = {os.geteuid() if account is None else account.uid, viewer.uid}
+        is_socket = stat.S_ISSOCK(status.st_mode)
+        if not is_socket or status.st_nlink != 1 or status.st_uid not in owners:
+            logger.warning("%s is no socket of QEMU's own: not shown", qemu_folder / DISPLAY_SOCKET)
             return
         for each in {folder, qemu_folder}:
             os.chown(each, -1, viewer.gid)
