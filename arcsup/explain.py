@@ -31,7 +31,7 @@ def explain(status: VmStatus, vms: Mapping[VmName, ManagedVm], view: View, place
 def _as_desired(status: VmStatus, view: View) -> bool:
     if status.state is State.INVALID or status.pending:
         return False
-    if status.name not in view.wanted:
+    if status.name not in view.wanted or not all(it.status for it in status.conditions):
         return False
     verdict = judge(status.name, view.wanted, view.seen, view.host, view.now)
     if status.state is State.FAILED:

@@ -372,13 +372,17 @@ class ExitClass(StrEnum):
 
 @frozen
 class LastExit:
-    """The end of a QEMU. ``code`` and ``signal`` are None where nobody could learn them."""
+    """The end of a QEMU. ``code`` and ``signal`` are None where nobody could learn them.
+
+    ``forced``: its guest was to power down, and did not or could not be asked.
+    """
 
     exit_class: ExitClass
     code: int | None
     signal: int | None
     at: datetime
     detail: str = ""
+    forced: bool = False
 
     @property
     def had_qemu(self) -> bool:

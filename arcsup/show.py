@@ -123,7 +123,8 @@ def _reason(vm: ManagedVm, state: State, verdict: Verdict, pending: tuple[str, .
             rest = "is in force" if vm.phase is Phase.DOWN else "runs on"
             return f"{_first(vm.faults)}; its last good version {rest}"
         case State.RUNNING:
-            return f"its file has changed ({', '.join(pending)}): restart it" if pending else ""
+            changed = f"its file has changed ({', '.join(pending)}): restart it" if pending else ""
+            return "; ".join(filter(None, (_trouble(vm), changed)))
         case State.BACKOFF:
             return f"{in_words(vm.record.last_exit)}; {verdict.blocked}"
         case State.WAITING:
@@ -133,7 +134,14 @@ def _reason(vm: ManagedVm, state: State, verdict: Verdict, pending: tuple[str, .
         case State.FAILED:
             return vm.record.failure.because if vm.record.failure else verdict.because
         case State.STARTING | State.STOPPING | State.PAUSED:
-            return vm.reason or verdict.because
+            return "; ".join(filter(None, (vm.reason or verdict.because, _trouble(vm))))
+
+
+def _trouble(vm: ManagedVm) -> str:
+    """Return what is wrong with a VM that is up: a guest that runs may lack what it asked for."""
+    false = [it.message for it in vm.conditions.values() if not it.status]
+    more = f" (and {len(false) - 1} more)" if len(false) > 1 else ""
+    return f"{false[0]}{more}" if false else ""
 
 
 def in_words(last_exit: LastExit | None) -> str:

@@ -57,6 +57,7 @@ def test_status_shows_all_there_is_with_the_last_ten_events() -> None:
         "signal": 11,
         "at": "2026-03-01T12:00:00.000Z",
         "detail": "killed by SIGSEGV",
+        "forced": False,
     }
     assert view["nextTry"] == "2026-03-01T12:00:04.000Z"
     assert view["pending"] is True

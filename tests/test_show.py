@@ -153,6 +153,20 @@ def test_a_running_vm_and_one_that_was_stopped_are_as_desired_and_a_failed_one_i
         assert why.as_desired is as_desired
 
 
+def test_a_vm_of_which_something_is_not_so_is_not_as_desired_and_says_what() -> None:
+    vm = managed()
+    world = view(vm, Seen(Phase.RUNNING))
+    vm.set_condition("MonitorAnswers", "Silent", "QEMU's monitor is silent", status=False)
+    vm.set_condition("Confined", "NoControlGroup", "no control group", status=False)
+
+    shown = show_vm(vm, world, PLACES)
+    why = explain(shown, {NAME: vm}, world, PLACES)
+
+    assert (shown.state, shown.reason) == (State.RUNNING, "QEMU's monitor is silent (and 1 more)")
+    assert not why.as_desired
+    assert [link.what for link in why.chain] == ["web is running", "MonitorAnswers", "Confined"]
+
+
 def test_the_chain_of_a_failed_vm_leads_to_its_end_and_to_what_can_be_done() -> None:
     vm = managed(failure=Failure("it crashed too often", "d"), last_exit=CRASH)
     world = view(vm)

@@ -10,6 +10,7 @@ from trio.testing import MockClock, memory_stream_pair
 from arcsup.vm.process import Process, ProcessEnd, ProcessId
 from arcsup.vm.qmp import Qmp
 from arcsup.vm.stop import INSIST, Rung, RungTaken, stop_qemu
+from tests.people_monitor import PeoplesMonitor
 
 
 class Stubborn(Process):
@@ -36,12 +37,18 @@ class Stubborn(Process):
 
 
 async def stop(
-    process: Process, monitor: Qmp | None = None, *, hard: bool = False, spent: float = 0.0
+    process: Process,
+    monitor: Qmp | None = None,
+    *,
+    second: Path = Path("/nonexistent/monitor.sock"),
+    hard: bool = False,
+    spent: float = 0.0,
 ) -> list[RungTaken]:
     taken: list[RungTaken] = []
     await stop_qemu(
         process,
         lambda: monitor,
+        second,
         Path("/nonexistent/agent.sock"),
         guest_time=60,
         hard=hard,
@@ -75,6 +82,33 @@ async def test_a_silent_monitor_costs_its_answers_and_not_the_guests_time(
     assert taken[-1].rung is Rung.TERMINATE
     assert taken[-1].enough
     assert trio.current_time() <= 10
+
+
+async def test_a_guest_is_asked_by_the_peoples_monitor_where_the_first_one_is_silent(
+    tmp_path: Path,
+) -> None:
+    process = Stubborn(None)
+    people = PeoplesMonitor(tmp_path / "monitor.sock")
+    people.on = lambda command: process.gone.set() if command == "system_powerdown" else None
+
+    async with people.serving():
+        taken = await stop(process, second=people.socket)
+
+    assert [(it.rung, it.enough) for it in taken] == [(Rung.POWER_BUTTON, True)]
+    assert people.asked == ["query-status", "system_powerdown"]
+
+
+async def test_a_kill_quits_by_the_peoples_monitor_where_the_first_one_is_silent(
+    tmp_path: Path,
+) -> None:
+    process = Stubborn(None)
+    people = PeoplesMonitor(tmp_path / "monitor.sock")
+    people.on = lambda command: process.gone.set() if command == "quit" else None
+
+    async with people.serving():
+        taken = await stop(process, second=people.socket, hard=True)
+
+    assert [it.rung for it in taken] == [Rung.QUIT]
 
 
 async def test_what_ignores_sigterm_is_killed_after_its_time(autojump_clock: MockClock) -> None:
@@ -122,7 +156,13 @@ async def test_what_not_even_sigkill_ends_is_reported(autojump_clock: MockClock)
 
     with pytest.raises(trio.TooSlowError):
         await stop_qemu(
-            process, lambda: None, Path("/x"), guest_time=60, hard=False, took=lambda _taken: None
+            process,
+            lambda: None,
+            Path("/x"),
+            Path("/x"),
+            guest_time=60,
+            hard=False,
+            took=lambda _taken: None,
         )
     assert process.sent == [signal.SIGTERM, signal.SIGKILL]
     assert trio.current_time() == pytest.approx(2 * INSIST)

@@ -16,6 +16,7 @@ from arcsup.cli.session import (
     names_argument,
     take_duration,
     tell_failures,
+    tell_note,
     worst,
 )
 from arcsup.cli.waiting import telling_what_for
@@ -47,6 +48,9 @@ def operate(session: Session, targets: Sequence[str], act: Callable[[str], Statu
         outcomes = do_for_each(targets, act)
     for vm in collect(outcomes):
         print(f"{vm['name']}: {vm['state']}")
+        if vm["state"] == "stopped" and vm["lastExit"] is not None and vm["lastExit"]["forced"]:
+            took = f"its plug was pulled ({vm['lastExit']['detail']})"
+            tell_note(f"{vm['name']}: the guest did not power down: {took}")
     return worst(tell_failures(outcomes))
 
 

@@ -156,6 +156,11 @@ def tell_failures(outcomes: Sequence[Outcome[T]]) -> list[int]:
     return [error.exit_code for error in errors]
 
 
+def tell_note(message: str) -> None:
+    """Write what is worth knowing of something that was done to stderr."""
+    print(f"arcsup: note: {message}", file=sys.stderr)
+
+
 def tell_error(message: str, hint: str = "") -> None:
     """Write what went wrong, and what to do now, to stderr."""
     print(f"arcsup: {message}", file=sys.stderr)

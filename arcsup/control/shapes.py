@@ -19,9 +19,17 @@ class SliceJson(TypedDict):
 
 LastExitJson = TypedDict(
     "LastExitJson",
-    {"class": str, "code": int | None, "signal": int | None, "at": str, "detail": str},
+    {
+        "class": str,
+        "code": int | None,
+        "signal": int | None,
+        "at": str,
+        "detail": str,
+        "forced": bool,
+    },
 )
-"""How the last QEMU ended; ``detail`` says what it took or what QEMU said."""
+"""How the last QEMU ended; ``detail`` says what it took or what QEMU said, ``forced`` that the
+guest was to power down and did not."""
 
 
 class ConditionJson(TypedDict):

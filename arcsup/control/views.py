@@ -150,6 +150,7 @@ def _view_last_exit(end: LastExit) -> LastExitJson:
         "signal": end.signal,
         "at": view_time(end.at),
         "detail": end.detail,
+        "forced": end.forced,
     }
 
 

@@ -8,7 +8,6 @@ that was not there when it happened.
 
 import logging
 import math
-import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
@@ -27,7 +26,15 @@ from arcsup.vm.live_clone import end_left_clone
 from arcsup.vm.live_gpus import note_unplugged
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.presence import verify_slices
-from arcsup.vm.qmp import Qmp, QmpEvent, connect_qmp_socket, open_qmp, query_status
+from arcsup.vm.qmp import (
+    Qmp,
+    QmpEvent,
+    check_peer,
+    connect_qmp_socket,
+    open_qmp,
+    query_status,
+)
+from arcsup.vm.second_monitor import SECOND_MONITOR, query_status_elsewhere, quit_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +46,9 @@ PULSE = 30.0
 
 RETRY = 1.0
 """Seconds between attempts to open a monitor anew."""
+
+SILENT_PULSE = 5.0
+"""How often, in seconds, one that has stopped answering is asked."""
 
 CROWD = 20
 BREATH = 0.02
@@ -55,13 +65,14 @@ BringUp = Callable[[ManagedVm, Workshop, Qmp], Awaitable[None]]
 async def keep_monitor(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -> None:
     """Keep the monitor of ``vm``'s QEMU open until cancelled. Never raises because of QEMU."""
     while True:
+        silence = ""
         try:
             await _serve_session(vm, workshop, bring_up)
         except ExecInterruptedError:
             pass  # QEMU ended, or will be found silent at the next attempt.
         except (OSError, QMPError, trio.TooSlowError) as error:
             if vm.phase is not Phase.STARTING:
-                _says_nothing(vm, workshop, str(error) or "it does not answer")
+                silence = str(error) or f"no answer within {ANSWER:g} s"
         except (Terminal, Transient) as error:
             why, hopeless = error.message, isinstance(error, Terminal)
             vm.give_order(StopOrder(why, hard=True, start_failed=why, hopeless=hopeless))
@@ -69,13 +80,17 @@ async def keep_monitor(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -> 
             vm.qmp = None
             vm.session_over.set()
             vm.session_over = trio.Event()
+        if silence:
+            _says_nothing(vm, workshop, silence)
+            await _look_elsewhere(vm, workshop)
         await trio.sleep(RETRY)
 
 
 async def _serve_session(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -> None:
     with trio.fail_after(ANSWER):
         stream, peer = await connect_qmp_socket(workshop.places.run_of(vm.name) / "qmp.sock")
-    _check_peer(vm, peer)
+    if vm.process is not None:
+        check_peer(peer, vm.process.pid)
     # A QEMU that is still starting greets when it is done; one that is up greets at once.
     patience = trio.current_time() + (math.inf if vm.phase is Phase.STARTING else ANSWER)
     with trio.CancelScope(deadline=patience) as greeting:
@@ -99,38 +114,55 @@ async def _serve_session(vm: ManagedVm, workshop: Workshop, bring_up: BringUp) -
         raise trio.TooSlowError
 
 
-def _check_peer(vm: ManagedVm, peer: int) -> None:
-    """The socket must be served by the very process that we watch.
-
-    Until QEMU has taken over the socket that the daemon made, the daemon is its own peer.
-    """
-    if vm.process is not None and peer not in (vm.process.pid, os.getpid()):
-        raise ConnectError(
-            f"its monitor is served by process {peer}, not by QEMU {vm.process.pid}",
-            PermissionError(peer),
-        )
-
-
 async def _feel_pulse(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
+    pause = PULSE
     while True:
-        await trio.sleep(PULSE)
+        await trio.sleep(pause)
         try:
             with trio.fail_after(ANSWER):
                 await query_status(qmp)
         except (QMPError, trio.TooSlowError):
+            pause = SILENT_PULSE
             _says_nothing(vm, workshop, f"no answer within {ANSWER:g} s")
+            await _look_elsewhere(vm, workshop)
         else:
-            _says_something(vm)
+            pause = PULSE
+            _says_something(vm, workshop)
 
 
 def _says_nothing(vm: ManagedVm, workshop: Workshop, why: str) -> None:
-    if (known := vm.conditions.get("MonitorAnswers")) is None or known.status:
-        _quote(vm, workshop, "monitor-silent", f"QEMU's monitor is silent: {why}")
-    vm.set_condition("MonitorAnswers", "Silent", why, status=False)
+    message = f"QEMU's monitor is silent: {_clip(why)}"
+    known = vm.conditions.get("MonitorAnswers")
+    vm.set_condition("MonitorAnswers", "Silent", message, status=False)
+    if known is None or known.status:
+        _quote(vm, workshop, "monitor-silent", message)
+        workshop.changed()
 
 
-def _says_something(vm: ManagedVm) -> None:
+def _says_something(vm: ManagedVm, workshop: Workshop) -> None:
+    known = vm.conditions.get("MonitorAnswers")
     vm.set_condition("MonitorAnswers", "Answers", "QMP answers", status=True)
+    if known is not None and not known.status:
+        _quote(vm, workshop, "monitor-answers", "QEMU's monitor answers again")
+        workshop.changed()
+
+
+async def _look_elsewhere(vm: ManagedVm, workshop: Workshop) -> None:
+    """Ask by the people's monitor whether the guest has ended: QEMU waits for ever to be told to.
+
+    Only an end is acted on. Where nobody answers there either, the condition says already what is
+    known, and the next attempt is made when the daemon's own monitor is tried again.
+    """
+    if vm.process is None:
+        return
+    socket = workshop.places.run_of(vm.name) / SECOND_MONITOR
+    try:
+        status = await query_status_elsewhere(socket, vm.process.pid)
+        if note_end(vm, status):
+            _quote(vm, workshop, "guest-ended", f"the people's monitor says {status}: QEMU quits")
+            await quit_elsewhere(socket, vm.process.pid)
+    except (OSError, QMPError, trio.TooSlowError) as error:
+        logger.info("nor does the second monitor answer: %s", error, extra={"VM": vm.name})
 
 
 async def _on_event(
@@ -200,17 +232,12 @@ async def look(vm: ManagedVm, workshop: Workshop, qmp: Qmp, bring_up: BringUp) -
     """Ask QEMU how it is and draw the consequences. Source: QAPI type RunState."""
     with trio.fail_after(ANSWER):
         status = await query_status(qmp)
-    _says_something(vm)
+    _says_something(vm, workshop)
     if status in ("prelaunch", "inmigrate") and vm.order is None:
         with trio.fail_after(ANSWER):
             await bring_up(vm, workshop, qmp)
             status = await query_status(qmp)
-    if status == "shutdown":
-        # Why it is so comes as an event, unless nobody listened when it happened.
-        vm.evidence = evolve(vm.evidence, found_shut_down=True)
-        await _quit(qmp)
-    elif status == "guest-panicked":
-        vm.evidence = evolve(vm.evidence, panicked=True)
+    if note_end(vm, status):
         await _quit(qmp)
     elif status == "internal-error" and (why := _find_device_error(vm, workshop)):
         workshop.tell(vm.name, "device-lost", why)
@@ -222,6 +249,18 @@ async def look(vm: ManagedVm, workshop: Workshop, qmp: Qmp, bring_up: BringUp) -
         await _note_running(vm, workshop)
     elif status in ("paused", "io-error", "debug", "watchdog"):
         await _note_paused(vm, workshop, status)
+
+
+def note_end(vm: ManagedVm, status: str) -> bool:
+    """Note the end of a guest that QEMU was found paused at; tell whether it is one.
+
+    Why it is so comes as an event, unless nobody listened when it happened.
+    """
+    if status == "shutdown":
+        vm.evidence = evolve(vm.evidence, found_shut_down=True)
+    elif status == "guest-panicked":
+        vm.evidence = evolve(vm.evidence, panicked=True)
+    return status in ("shutdown", "guest-panicked")
 
 
 def _find_device_error(vm: ManagedVm, workshop: Workshop) -> str:

@@ -11,6 +11,7 @@ be: what is kept of it is bounded, and reading it takes a share of a CPU and not
 """
 
 import json
+import os
 import struct
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
@@ -263,6 +264,18 @@ async def connect_qmp_socket(path: Path) -> tuple[trio.SocketStream, int]:
     credentials = stream.socket.getsockopt(SOL_SOCKET, SO_PEERCRED, struct.calcsize("3i"))
     pid, _uid, _gid = struct.unpack("3i", credentials)
     return stream, pid
+
+
+def check_peer(peer: int, pid: int) -> None:
+    """A monitor must be served by the very QEMU that is watched. Raises ConnectError.
+
+    Until QEMU has taken over the socket that the daemon made, the daemon is its own peer.
+    """
+    if peer in (pid, os.getpid()):
+        return
+    # The kernel says 0 of a process that has no number in our PID namespace (pid_namespaces(7)).
+    server = f"process {peer}" if peer else "a process of another PID namespace"
+    raise ConnectError("the wrong server", PermissionError(f"{server} serves it, not QEMU {pid}"))
 
 
 async def _lines(stream: trio.abc.Stream) -> AsyncGenerator[bytes, None]:

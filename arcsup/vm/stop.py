@@ -12,13 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import trio
-from attrs import frozen
+from attrs import define, frozen
 from qemu.qmp import QMPError
+from qemu.qmp.qmp_client import ExecuteError
 
 from arcsup.alongside import alongside
 from arcsup.vm.agent import ask_guest_to_power_down
 from arcsup.vm.process import Process
 from arcsup.vm.qmp import Qmp
+from arcsup.vm.second_monitor import open_second_monitor
 
 logger = logging.getLogger(__name__)
 
@@ -53,18 +55,24 @@ class RungTaken:
     enough: bool
 
 
-@frozen
+@define
 class _Order:
     """Everything that the rungs act on."""
 
     process: Process
     monitor: Callable[[], Qmp | None]
+    second_monitor: Path
     agent_socket: Path
+    silent: Qmp | None = None
+    """The session that did not answer in time."""
+    second_silent: bool = False
+    """The people's monitor did not answer in time either."""
 
 
 async def stop_qemu(
     process: Process,
     monitor: Callable[[], Qmp | None],
+    second_monitor: Path,
     agent_socket: Path,
     *,
     guest_time: float,
@@ -74,12 +82,12 @@ async def stop_qemu(
 ) -> None:
     """End a QEMU; ``guest_time`` is the guest's share in seconds.
 
-    ``monitor`` gives the QMP session of the moment, None while there is none. ``took`` is told of
-    each rung. ``spent`` are the seconds that interrupted attempts have had. Raises TooSlowError
-    when not even SIGKILL helps: the process is then in uninterruptible sleep, and only the kernel
-    can let it go.
+    ``monitor`` gives the QMP session of the moment, None while there is none; ``second_monitor`` is
+    the people's, which is asked where the first does not answer. ``took`` is told of each rung.
+    ``spent`` are the seconds that interrupted attempts have had. Raises TooSlowError when not even
+    SIGKILL helps: the process is then in uninterruptible sleep, and only the kernel can let it go.
     """
-    order = _Order(process, monitor, agent_socket)
+    order = _Order(process, monitor, second_monitor, agent_socket)
     for rung, act, deadline in _left(_ladder(hard=hard, guest_time=guest_time), spent):
         started = trio.current_time()
         stepped = True
@@ -139,12 +147,15 @@ async def _press_again(order: _Order, rung: Rung) -> None:
 async def _press_power_button(order: _Order) -> bool:
     """Ask the guest both ways. False when there is no guest that could hear it."""
     status = await _execute(order, "query-status")
-    if status is None or status.get("status") not in ("running", "paused"):
-        return False
-    if status["status"] == "paused":
-        # Halted CPUs hear no button.
-        await _execute(order, "cont")
-    pressed = await _execute(order, "system_powerdown") is not None
+    pressed = False
+    if status is not None:
+        if status.get("status") not in ("running", "paused"):
+            return False
+        if status["status"] == "paused":
+            # Halted CPUs hear no button.
+            await _execute(order, "cont")
+        pressed = await _execute(order, "system_powerdown") is not None
+    # A guest whose QEMU answers nobody may have an agent that does.
     with trio.move_on_after(AGENT):
         pressed |= await ask_guest_to_power_down(order.agent_socket)
     return pressed
@@ -165,15 +176,35 @@ async def _kill(order: _Order) -> bool:
 
 
 async def _execute(order: _Order, command: str) -> dict[str, Any] | None:
-    """Run a QMP command; None when QEMU refuses it or does not answer in time."""
+    """Run a QMP command, by the people's monitor where the daemon's own does not answer.
+
+    None when QEMU refuses it or answers by neither in time.
+    """
     qmp = order.monitor()
-    if qmp is None:
+    if qmp is not None and qmp is not order.silent:
+        with trio.move_on_after(ANSWER):
+            try:
+                return _as_object(await qmp.execute(command))
+            except QMPError as error:
+                logger.info("%s was not taken: %s", command, error)
+                if isinstance(error, ExecuteError):
+                    return None
+        order.silent = qmp
+    return await _execute_elsewhere(order, command)
+
+
+async def _execute_elsewhere(order: _Order, command: str) -> dict[str, Any] | None:
+    if order.second_silent:
         return None
-    with trio.move_on_after(ANSWER):
-        try:
-            answer = await qmp.execute(command)
-        except QMPError as error:
-            logger.info("%s was not taken: %s", command, error)
-            return None
-        return answer if isinstance(answer, dict) else {}
+    try:
+        async with open_second_monitor(order.second_monitor, order.process.pid) as qmp:
+            return _as_object(await qmp.execute(command))
+    except trio.TooSlowError:
+        order.second_silent = True
+    except (OSError, QMPError) as error:
+        logger.info("%s was not taken by the second monitor: %s", command, error)
     return None
+
+
+def _as_object(answer: object) -> dict[str, Any]:
+    return answer if isinstance(answer, dict) else {}

@@ -49,10 +49,11 @@ from arcsup.vm.managed import ManagedVm, SeenEnd, StopOrder, Workshop
 from arcsup.vm.monitor import keep_monitor
 from arcsup.vm.process import Process, ProcessEnd
 from arcsup.vm.record import Failure
+from arcsup.vm.second_monitor import SECOND_MONITOR
 from arcsup.vm.shared_memory import remove_shared_memory
 from arcsup.vm.slices import DeviceTrouble
 from arcsup.vm.sound import keep_receiver
-from arcsup.vm.stop import RungTaken, stop_qemu
+from arcsup.vm.stop import Rung, RungTaken, stop_qemu
 
 logger = logging.getLogger(__name__)
 
@@ -300,6 +301,7 @@ async def _climb(vm: ManagedVm, workshop: Workshop, process: Process, order: Sto
         await stop_qemu(
             process,
             lambda: vm.qmp,
+            workshop.places.run_of(vm.name) / SECOND_MONITOR,
             workshop.places.run_of(vm.name) / "agent.sock",
             guest_time=guest_time,
             hard=order.hard,
@@ -316,9 +318,15 @@ async def _climb(vm: ManagedVm, workshop: Workshop, process: Process, order: Sto
 
 async def _await_session(vm: ManagedVm, until: float) -> None:
     """Wait for the QMP session with a QEMU that was taken over: without one no guest is asked."""
+
+    def settled() -> bool:
+        known = vm.conditions.get("MonitorAnswers")
+        # One that is silent already would take the guest's time, and there is the people's.
+        return vm.qmp is not None or (known is not None and not known.status)
+
     patience = min(SESSION, until - trio.current_time())
     if patience > 0:
-        await comes_true(lambda: vm.qmp is not None, seconds=patience)
+        await comes_true(settled, seconds=patience)
 
 
 def _note_rung(vm: ManagedVm, workshop: Workshop, taken: RungTaken) -> None:
@@ -347,7 +355,8 @@ async def _finish(
     limit_reached = await find_limit_reached(vm, end)
     exit_class = classify_exit(await _complete_evidence(vm, end, at_limit=bool(limit_reached)))
     detail = limit_reached or detail or _took(vm)
-    last_exit = LastExit(exit_class, end.code, end.signal, datetime.now(UTC), detail)
+    forced = _tell_forced(vm, workshop)
+    last_exit = LastExit(exit_class, end.code, end.signal, datetime.now(UTC), detail, forced)
     vm.end = SeenEnd(last_exit, time.monotonic(), terminal, device_trouble)
     await _settle(vm, workshop, vm.end)
 
@@ -378,6 +387,21 @@ def _wait_for_device(workshop: Workshop) -> dict[str, object]:
 def _took(vm: ManagedVm) -> str:
     """What it took to end it: the last rung that was needed."""
     return f"{vm.stop_steps[-1].rung}, {vm.stop_steps[-1].seconds:.1f} s" if vm.stop_steps else ""
+
+
+def _tell_forced(vm: ManagedVm, workshop: Workshop) -> bool:
+    """Tell, of a guest that was to power down and did not, that its plug was pulled."""
+    over = vm.evidence.found_shut_down or vm.evidence.panicked
+    if vm.order is None or vm.order.hard or not vm.stop_steps or over:
+        return False
+    last = vm.stop_steps[-1]
+    if last.rung is Rung.POWER_BUTTON or not vm.evidence.was_ready:
+        return False
+    asked = any(it.rung is Rung.POWER_BUTTON for it in vm.stop_steps)
+    how = "did not power down" if asked else "could not be asked to power down"
+    message = f"the guest {how}: its plug was pulled by {last.rung}"
+    workshop.tell(vm.name, "plug-pulled", message, asked=asked, rung=last.rung)
+    return True
 
 
 async def _complete_evidence(vm: ManagedVm, end: ProcessEnd, *, at_limit: bool) -> Evidence:

@@ -1,0 +1,51 @@
+"""A QEMU that does not answer, or has lost a helper, is no healthy one, and is not shown as one."""
+
+import socket
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.qemu.daemon import TINY, Daemon, running_daemon
+
+
+@pytest.fixture
+def daemon(short_dir: Path) -> Iterator[Daemon]:
+    with running_daemon(short_dir) as daemon:
+        yield daemon
+
+
+@pytest.fixture
+def hogged(daemon: Daemon) -> Iterator[Daemon]:
+    """A VM on whose first monitor another program sits since the daemon was away."""
+    daemon.drop("one", TINY + "stop: {timeout: 1s}\n")
+    daemon.wait_for("one", "running")
+    daemon.kill()
+    with closing(socket.socket(socket.AF_UNIX)) as hog:
+        hog.connect(str(daemon.run / "one" / "qmp.sock"))
+        assert b"QMP" in hog.recv(4096)
+        daemon.start()
+        daemon.wait_for_event("one", "monitor-silent")
+        yield daemon
+
+
+def test_a_silent_monitor_is_the_reason_in_list_and_not_as_desired(hogged: Daemon) -> None:
+    assert hogged.status("one")["reason"].startswith("QEMU's monitor is silent")
+    why = hogged.arcsup("why", "one")
+    assert why.returncode == 3
+    assert "MonitorAnswers" in why.stdout
+    assert "as desired" not in why.stdout.replace("not as desired", "")
+
+
+def test_a_stop_past_a_silent_monitor_asks_the_guest_and_says_that_it_pulled_the_plug(
+    hogged: Daemon,
+) -> None:
+    stopped = hogged.arcsup("stop", "one")
+
+    assert stopped.stdout == "one: stopped\n"
+    assert "one: the guest did not power down: its plug was pulled" in stopped.stderr
+    events = hogged.status("one")["events"]
+    rungs = [it["data"]["rung"] for it in events if it["kind"] == "stopping"]
+    assert rungs == ["power button", "QMP quit"]
+    assert [it["data"]["asked"] for it in events if it["kind"] == "plug-pulled"] == [True]
