@@ -333,7 +333,8 @@ class Fleet:
 
     def _find_awaited(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> str:
         return (
-            self._find_holder(vm, strays)
+            vm.hindrance
+            or self._find_holder(vm, strays)
             or self._find_stuck(vm)
             or self.allocation.awaited_by(vm.name)
         )

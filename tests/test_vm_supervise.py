@@ -1,5 +1,6 @@
 """What supervision knows of a VM outlives its own trouble."""
 
+import errno
 import json
 import signal
 from functools import partial
@@ -10,13 +11,13 @@ import trio
 from attrs import evolve
 from trio.testing import MockClock
 
-from arcsup.errors import NotRecorded, Transient
+from arcsup.errors import NotRecorded, Terminal, Transient
 from arcsup.model import ExitClass, Vm, VmName
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Evidence, Phase, Step
 from arcsup.spec.native import vm_to_native
 from arcsup.vm import supervise
-from arcsup.vm.managed import ManagedVm, StopOrder
+from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.process import Process, ProcessEnd, ProcessId
 from arcsup.vm.record import Launch, Record, RecordStore
 from tests.small_host import BOOT, SmallHost
@@ -203,3 +204,66 @@ async def test_a_stop_comes_to_its_end_though_its_supervision_is_in_trouble_agai
     assert process.sent == [signal.SIGTERM, signal.SIGKILL]
     assert vm.record.last_exit is not None
     assert vm.record.last_exit.exit_class is ExitClass.STOPPED
+
+
+def out_of(number: int) -> OSError:
+    return OSError(number, "as the kernel says", "/var/log/arcsup/web/qemu.log")
+
+
+def because_of(error: OSError) -> Terminal:
+    wrapped = Terminal("qemu could not be started")
+    wrapped.__cause__ = error
+    return wrapped
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        out_of(errno.ENOSPC),
+        out_of(errno.EROFS),
+        out_of(errno.EMFILE),
+        because_of(out_of(errno.EAGAIN)),
+        RuntimeError("can't start new thread"),
+        MemoryError(),
+    ],
+    ids=repr,
+)
+async def test_the_hosts_trouble_costs_a_vm_nothing_and_passes_by_itself(
+    autojump_clock: MockClock,
+    host: SmallHost,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+) -> None:
+    async def refuse(vm: ManagedVm, workshop: Workshop) -> Process:
+        await vm.save(workshop, launch=Launch(BOOT, json.dumps(vm_to_native(vm.vm))))
+        raise error
+
+    monkeypatch.setattr(supervise, "start_qemu", refuse)
+    vm, workshop = host.fleet.vms[VmName("web")], host.fleet.workshop
+    before = vm.record
+    waited: list[str] = []
+    workshop.changed = lambda: waited.append(host.fleet.look().seen[vm.name].awaits)
+
+    for _ in range(10):
+        supervise.begin(vm, "a test")
+        await supervise.supervise(vm, workshop)
+
+    assert (vm.phase, vm.record) == (Phase.DOWN, before)
+    assert waited[-2].startswith("the host: ")
+    assert waited[-1] == ""
+    assert host.told.count("trouble") == 1
+
+
+async def test_an_error_that_is_no_trouble_of_the_hosts_fails_the_start(
+    host: SmallHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> Process:
+        raise Terminal("there is no such firmware")
+
+    monkeypatch.setattr(supervise, "start_qemu", refuse)
+    vm = host.fleet.vms[VmName("web")]
+    supervise.begin(vm, "a test")
+
+    await supervise.supervise(vm, host.fleet.workshop)
+
+    assert vm.record.failure is not None

@@ -166,6 +166,10 @@ class ManagedVm:
     """How often what its QEMU says is told."""
     reason: str = ""
     """What ``list`` says beside the phase, while the process is up."""
+    hindrance: str = ""
+    """What the host lacks for its start; "" where nothing is known to be lacking."""
+    hindrance_told: str = ""
+    """The last such trouble that was told: it is tried again often, and told once."""
 
     @property
     def vm(self) -> Vm:

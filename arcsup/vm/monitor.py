@@ -310,6 +310,7 @@ async def note_ready(vm: ManagedVm, workshop: Workshop) -> None:
         except Terminal as error:
             # A full disk is no reason to end a guest that runs.
             workshop.tell(vm.name, "trouble", error.message)
+        vm.hindrance_told = ""
         workshop.became_ready(vm, took)
         workshop.tell(vm.name, "running", f"running after {took * 1000:.0f} ms")
     if vm.phase is Phase.STARTING:

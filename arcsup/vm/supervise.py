@@ -25,6 +25,7 @@ from arcsup.errors import (
 from arcsup.host.cgroups import end_and_remove_group
 from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
 from arcsup.host.writer import comes_true
+from arcsup.host_trouble import is_host_trouble, tells_host_trouble
 from arcsup.model import ExitClass, LastExit
 from arcsup.plan.lifecycle import Evidence, Phase, Step, classify_exit
 from arcsup.plan.mode import NORMAL
@@ -104,15 +105,44 @@ async def _start(vm: ManagedVm, workshop: Workshop) -> None:
         raise
     except DeviceTrouble as error:
         await _finish(vm, workshop, ProcessEnd(), error.message, device_trouble=True)
-    except (Terminal, Transient) as error:
-        detail = f"{error.message}{f' ({error.hint})' if error.hint else ''}"
-        hopeless = isinstance(error, Terminal)
-        await _finish(vm, workshop, ProcessEnd(), detail, terminal=hopeless)
-    except OSError as error:
-        # One of our own directories is full, read-only, or somebody else's.
-        await _finish(vm, workshop, ProcessEnd(), describe_os_error(error))
+    except (ArcsupError, OSError, RuntimeError, MemoryError) as error:
+        await _note_failed_start(vm, workshop, error)
     else:
         await _see_through(vm, workshop, vm.process)
+
+
+async def _note_failed_start(vm: ManagedVm, workshop: Workshop, error: Exception) -> None:
+    """Settle a start that came to nothing. Raises what is a defect of ours."""
+    if isinstance(error, ArcsupError):
+        detail = f"{error.message}{f' ({error.hint})' if error.hint else ''}"
+    elif isinstance(error, OSError):
+        # One of our own directories is full, read-only, or somebody else's.
+        detail = describe_os_error(error)
+    else:
+        detail = str(error) or "no memory"
+    if is_host_trouble(error) and vm.order is None:
+        await _wait_for_host(vm, workshop, detail)
+    elif isinstance(error, Terminal | Transient | OSError):
+        hopeless = isinstance(error, Terminal)
+        await _finish(vm, workshop, ProcessEnd(), detail, terminal=hopeless)
+    else:
+        raise error
+
+
+async def _wait_for_host(vm: ManagedVm, workshop: Workshop, why: str) -> None:
+    """Undo a start for which the host lacks something, and hold back the next one for a while.
+
+    It is no failure of the VM's, and costs nothing of its budget, however long it lasts.
+    """
+    if vm.hindrance_told != why:
+        vm.hindrance_told = why
+        workshop.tell(vm.name, "trouble", f"the host: {why}")
+    await _undo(vm, workshop)
+    vm.hindrance = f"the host: {why}"
+    workshop.changed()
+    await trio.sleep(AFTER_TROUBLE)
+    vm.hindrance = ""
+    workshop.changed()
 
 
 async def resume_vm(vm: ManagedVm, workshop: Workshop, process: Process | None) -> None:
@@ -140,6 +170,8 @@ async def _resume(vm: ManagedVm, workshop: Workshop, if_ended: str) -> None:
         await _finish(vm, workshop, ProcessEnd(), if_ended)
     else:
         await _undo(vm, workshop)
+        workshop.tell(vm.name, "undone", "a start that was interrupted was undone")
+        workshop.changed()
 
 
 async def _undo(vm: ManagedVm, workshop: Workshop) -> None:
@@ -147,10 +179,11 @@ async def _undo(vm: ManagedVm, workshop: Workshop) -> None:
     await _tidy_up(vm, workshop)
     await remove_overlays(vm.name, workshop.places)
     await vm.save(workshop, launch=None, save=False)
-    vm.running, vm.order = None, None
+    if vm.process is not None:
+        vm.process.close()
+    vm.process, vm.running, vm.order = None, None, None
+    vm.conditions.clear()
     vm.step(Step.END)
-    workshop.tell(vm.name, "undone", "a start that was interrupted was undone")
-    workshop.changed()
 
 
 async def _keep_at_it(
@@ -226,6 +259,9 @@ async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> N
         detail, terminal = vm.order.start_failed or lost, vm.order.hopeless
     else:
         detail = "" if vm.evidence.was_ready else find_last_words(vm, workshop)
+        if tells_host_trouble(detail):
+            await _wait_for_host(vm, workshop, detail)
+            return
         terminal = _was_rejected(end, detail)
     trouble = not vm.evidence.was_ready and _is_device_trouble(vm, detail)
     if trouble:

@@ -1,6 +1,8 @@
 """A QEMU that does not answer, or has lost a helper, is no healthy one, and is not shown as one."""
 
+import os
 import socket
+import subprocess
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -49,3 +51,26 @@ def test_a_stop_past_a_silent_monitor_asks_the_guest_and_says_that_it_pulled_the
     rungs = [it["data"]["rung"] for it in events if it["kind"] == "stopping"]
     assert rungs == ["power button", "QMP quit"]
     assert [it["data"]["asked"] for it in events if it["kind"] == "plug-pulled"] == [True]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounts a file system")
+def test_a_full_log_folder_costs_no_restarts_and_heals_when_there_is_room(daemon: Daemon) -> None:
+    folder = daemon.log / "one"
+    folder.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=64k,mode=755", "arcsup", str(folder)]
+    subprocess.run(mount, check=True)
+    filler = folder / "filler"
+    try:
+        filler.write_bytes(b"x" * 65536)
+        daemon.drop("one")
+
+        waiting = daemon.wait_for("one", "waiting")
+        daemon.wait_for_event("one", "trouble")
+        daemon.until(lambda: "No space left" in daemon.status("one")["reason"], "it says why")
+        filler.unlink()
+
+        running = daemon.wait_for("one", "running")
+        assert (waiting["restarts"], running["restarts"]) == (0, 0)
+        assert running["lastExit"] is None
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
