@@ -1,6 +1,8 @@
 """A QEMU that does not answer, or has lost a helper, is no healthy one, and is not shown as one."""
 
 import os
+import shutil
+import signal
 import socket
 import subprocess
 from collections.abc import Iterator
@@ -74,3 +76,44 @@ def test_a_full_log_folder_costs_no_restarts_and_heals_when_there_is_room(daemon
         assert running["lastExit"] is None
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="needs swtpm")
+@pytest.mark.parametrize("adopted", [False, True], ids=["started", "adopted"])
+def test_a_helper_that_died_is_told_and_the_reason_in_list(daemon: Daemon, adopted: bool) -> None:
+    daemon.drop("one", TINY + "tpm: true\nstop: {timeout: 100ms}\n")
+    daemon.wait_for("one", "running")
+    daemon.until(lambda: helpers_run(daemon) is True, "its helpers are watched")
+    [tpm] = [
+        it["identity"]["pid"]
+        for it in daemon.records()["one"]["launch"]["processes"]
+        if it["role"] == "tpm"
+    ]
+    if adopted:
+        daemon.kill()
+    os.kill(tpm, signal.SIGKILL)
+    if adopted:
+        daemon.start()
+
+    told = daemon.wait_for_event("one", "helper-ended")
+
+    assert told["data"] == {"role": "tpm", "pid": tpm}
+    assert helpers_run(daemon) is False
+    assert "the TPM (swtpm) has ended" in daemon.status("one")["reason"]
+    assert daemon.arcsup("why", "one").returncode == 3
+
+
+@pytest.mark.skipif(shutil.which("swtpm") is None, reason="needs swtpm")
+def test_helpers_that_end_with_their_qemu_are_not_told_of(daemon: Daemon) -> None:
+    daemon.drop("one", TINY + "tpm: true\nstop: {timeout: 100ms}\n")
+    daemon.wait_for("one", "running")
+    daemon.until(lambda: helpers_run(daemon) is True, "its helpers are watched")
+
+    daemon.call("stop", "one", wait="30")
+
+    assert "helper-ended" not in [it["kind"] for it in daemon.status("one")["events"]]
+
+
+def helpers_run(daemon: Daemon) -> object:
+    conditions = {it["type"]: it["status"] for it in daemon.status("one")["conditions"]}
+    return conditions.get("HelpersRun")
