@@ -1,5 +1,7 @@
 """One figure, what it is compared with in the same run, and what we aim at."""
 
+import math
+
 from attrs import frozen
 
 
@@ -15,6 +17,11 @@ class Measurement:
     unit: str
     aim: float | None = None
     baseline: float | None = None
+
+    def __attrs_post_init__(self) -> None:
+        """Refuse what no measurement gives. Raises ValueError."""
+        if not 0 <= self.value < math.inf:
+            raise ValueError(f"{self.name}: {self.value} {self.unit} was not measured")
 
     @property
     def met(self) -> bool:

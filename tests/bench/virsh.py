@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 from tests.bench.measurement import Measurement
-from tests.bench.vms import ROUNDS, daemon_in, time_of
+from tests.bench.vms import ROUNDS, daemon_in, time_since
 
 URI = ("-c", "qemu:///system")
 
@@ -49,7 +49,7 @@ def run() -> list[Measurement]:
                 began = time.time()
                 file = daemon.drop(f"vm{number}")
                 daemon.wait_for(f"vm{number}", "running")
-                ours.append(time_of(daemon, f"vm{number}", "running") - began)
+                ours.append(time_since(began, daemon, f"vm{number}", "running"))
                 daemon.call("kill", f"vm{number}", wait="10")
                 file.unlink()
     finally:
