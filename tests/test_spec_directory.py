@@ -355,6 +355,20 @@ def test_a_writer_that_never_closes_is_waited_for_only_so_long(folder: Folder) -
         assert folder.look(files.WRITER_LIMIT + 1).entries
 
 
+def test_a_file_that_is_dated_ahead_is_waited_for_no_longer_than_another(folder: Folder) -> None:
+    folder.now = time.time()
+    file = folder.path / "box.yaml"
+    with open(file, "w") as writer:
+        writer.write("memory: 1G\n")
+        writer.flush()
+        os.utime(file, (folder.now + 3600, folder.now + 3600))
+
+        assert folder.look(0.2).unsettled
+        snapshot = folder.look(files.WRITER_LIMIT + 1)
+        assert snapshot.entries
+        assert not snapshot.unsettled
+
+
 def test_without_leases_a_young_file_is_not_read_yet(
     folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

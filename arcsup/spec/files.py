@@ -135,13 +135,15 @@ def _is_being_written(file: int, status: os.stat_result, now: float) -> bool:
     meanwhile waits those microseconds, and the kernel tells us by a signal: SIGIO, which would end
     the process, unless another one is chosen.
     """
-    age = now - max(status.st_mtime, status.st_ctime)
+    # Every write moves ctime, which no program can date ahead as it can mtime (inode(7)). Where a
+    # server's clock is far ahead, no age is known; what is read too early is read anew.
+    age = now - status.st_ctime
     try:
         fcntl.fcntl(file, fcntl.F_SETSIG, signal.SIGURG)  # ignored by default (signal(7))
         fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
     except OSError as error:
         if error.errno == errno.EAGAIN:
-            return age < WRITER_LIMIT
+            return abs(age) < WRITER_LIMIT
         # EACCES: not ours; EINVAL, ENOLCK, EOPNOTSUPP: not on this file system.
         return 0 <= age < YOUNG
     return False
