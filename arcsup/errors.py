@@ -4,6 +4,7 @@ Every error is one line of what went wrong, and at most one line of what to do n
 The exit codes are those of the command line; control/ turns the same classes into HTTP statuses.
 """
 
+import errno
 from enum import IntEnum
 
 
@@ -110,3 +111,30 @@ def describe_os_error(error: OSError) -> str:
     """Return what went wrong and where, as far as the system call had a name for it."""
     reason = error.strerror or str(error)
     return f"{error.filename}: {reason}" if error.filename else reason
+
+
+_SHORTAGES = frozenset(
+    {
+        errno.EAGAIN,
+        errno.EDQUOT,
+        errno.EMFILE,
+        errno.ENFILE,
+        errno.ENOBUFS,
+        errno.ENOMEM,
+        errno.ENOSPC,
+    }
+)
+
+
+def is_shortage(error: BaseException) -> bool:
+    """Tell whether the host has run out of something, so that the same may work a moment later.
+
+    That is file descriptors, memory, threads or room on a disk. Of a group: whether all are that.
+    """
+    if isinstance(error, BaseExceptionGroup):
+        return all(map(is_shortage, error.exceptions))
+    if isinstance(error, OSError):
+        return error.errno in _SHORTAGES
+    # CPython's words when clone(2) fails; it is no OSError there.
+    no_thread = isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+    return no_thread or isinstance(error, MemoryError)

@@ -1,7 +1,10 @@
 """Clients that take nothing, say nothing, or come in hundreds: dropped, and nobody else notices."""
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import os
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -134,34 +137,85 @@ async def test_a_body_that_comes_too_slowly_is_refused(
     assert b"did not arrive within 10 s" in answer
 
 
-async def test_of_too_many_connections_of_one_user_the_newest_go(
+@pytest.mark.parametrize(("read_only", "limit"), [(False, "MOST"), (True, "MOST_READING")])
+async def test_a_user_who_has_all_that_he_may_gets_no_more(
     tmp_path: Path,
     autojump_clock: MockClock,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
+    limit: str,
+    *,
+    read_only: bool,
 ) -> None:
-    monkeypatch.setattr(connections, "MOST", 10)
+    monkeypatch.setattr(connections, limit, 10)
     path = tmp_path / "arcsup.sock"
-    async with serving(FakeSupervisor(), path):
-        clients = []
-        for batch in (10, 5):
-            for _ in range(batch):
-                client = await trio.open_unix_socket(path)
-                await client.send_all(FOLLOW)
-                assert b"200" in await client.receive_some(1000)
-                clients.append(client)
-            await trio.sleep(6)
+    async with serving(FakeSupervisor(), path, read_only=read_only), AsyncExitStack() as stack:
+        clients = [await follow(path, stack) for _ in range(10)]
+        for _ in range(5):
+            async with await trio.open_unix_socket(path) as client:
+                refused = await client.receive_some(1000)
+            assert b" 503 " in refused
+            assert b"one too many of user" in refused
+        assert caplog.text.count("one too many of user") == 1
 
-        for client in clients[10:]:
-            with trio.fail_after(1):
-                await read_to_the_end(client)
-        assert caplog.text.count("is one too many of user") == 5
-        for client in clients[:10]:
-            with trio.move_on_after(1) as limit:
-                await read_to_the_end(client)
-            assert limit.cancelled_caught
-        for client in clients:
-            await client.aclose()
+        await clients.pop().aclose()
+        await trio.sleep(60)  # Who follows is known to have left when a heartbeat is sent.
+        await follow(path, stack)
+
+
+async def follow(path: Path, stack: AsyncExitStack) -> trio.SocketStream:
+    client = await stack.enter_async_context(await trio.open_unix_socket(path))
+    await client.send_all(FOLLOW)
+    assert b"200" in await client.receive_some(1000)
+    return client
+
+
+async def test_clients_leave_descriptors_to_the_supervision_of_vms(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for descriptors in (64, 1024, 1 << 20):
+        monkeypatch.setattr(resource, "getrlimit", lambda _, n=descriptors: (n, n))
+        both = [connections.find_limits(read_only=value) for value in (False, True)]
+        # All others, root, and a daemon's own user that is not root.
+        assert sum(it.of_all + 2 * it.of_user for it in both) <= descriptors * 5 // 8
+        assert min(it.of_user for it in both) >= 2
+        assert both[1].of_all <= both[0].of_all // 4
+
+
+async def test_without_descriptors_who_comes_is_sent_away_and_the_others_are_served(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "arcsup.sock"
+    async with serving(FakeSupervisor(), path), AsyncExitStack() as stack:
+        client = await follow(path, stack)
+        waiting = [socket.socket(socket.AF_UNIX) for _ in range(2)]
+        for it in waiting:
+            stack.enter_context(it)
+        with no_descriptors():
+            for it in waiting:
+                it.connect(str(path))
+            await trio.sleep(10)
+        for it in waiting:
+            assert b"no file descriptor left" in it.recv(1000)
+        assert "Too many open files" in caplog.text
+        assert len(caplog.text.splitlines()) < 5
+        with trio.move_on_after(1) as limit:
+            await read_to_the_end(client)
+        assert limit.cancelled_caught
+        assert b"200" in await ask(path)
+
+
+@contextmanager
+def no_descriptors() -> Iterator[None]:
+    """Let the process open nothing more for the block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 async def test_http_2_is_refused(tmp_path: Path) -> None:

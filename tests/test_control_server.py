@@ -71,6 +71,47 @@ async def test_the_socket_of_a_later_daemon_is_left_alone(tmp_path: Path) -> Non
     assert path.exists()
 
 
+@pytest.mark.parametrize("gone", ["socket", "folder"])
+async def test_a_socket_that_somebody_removes_is_made_again(
+    tmp_path: Path, autojump_clock: MockClock, gone: str
+) -> None:
+    path = tmp_path / "run" / "arcsup.sock"
+    path.parent.mkdir()
+    told: list[str] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_control, tell=told.append), FakeSupervisor(), path)
+        path.unlink()
+        if gone == "folder":
+            path.parent.rmdir()
+        await trio.sleep(5)
+
+        assert (await ask(path, GET_VMS)).startswith(b"HTTP/1.1 200")
+        assert stat.S_IMODE(path.stat().st_mode) == 0o660
+        if gone == "folder":
+            assert stat.S_IMODE(path.parent.stat().st_mode) == 0o755
+        nursery.cancel_scope.cancel()
+    assert told == [f"{path} had been removed by somebody, and was made again"]
+    assert not path.exists()
+
+
+async def test_a_socket_that_another_daemon_put_there_is_left_alone(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path = tmp_path / "arcsup.sock"
+    told: list[str] = []
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(serve_control, tell=told.append), FakeSupervisor(), path)
+        path.unlink()
+        with create_listener(path, None):
+            await trio.sleep(20)
+            assert len(told) == 1
+            assert "another daemon listens there" in told[0]
+        await trio.sleep(5)
+
+        assert (await ask(path, GET_VMS)).startswith(b"HTTP/1.1 200")
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_stale_socket_is_replaced(tmp_path: Path) -> None:
     path = tmp_path / "arcsup.sock"
     with socket.socket(socket.AF_UNIX) as stale:

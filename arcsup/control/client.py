@@ -9,7 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,8 @@ class Client:
         )
         try:
             with self._connect(method, timeout) as connection, connection.makefile("rb") as answer:
-                connection.sendall(head.encode() + content)
+                with suppress(BrokenPipeError):  # Who is refused at the door is told why as well.
+                    connection.sendall(head.encode() + content)
                 status, length = _read_head(answer)
                 if not 200 <= status < 300:
                     raise _make_error(status, answer.read(length))

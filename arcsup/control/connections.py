@@ -1,24 +1,25 @@
-"""The connections of a socket that hypercorn serves, by their descriptors.
+"""The connections of one listening socket: who may have how many, and who is dropped.
 
 hypercorn shields its writes from cancellation and has no limit for them, nor for the number of
-clients; it gives us no other hold on its connections than their descriptors.
+clients: a connection that it does not end is shut down here. Descriptors are what the supervision
+of VMs lives on, so clients get only a part of what the process may have.
 """
 
 import contextlib
 import errno
+import json
 import logging
 import os
+import resource
 import select
 import socket
-import stat
 import struct
-from collections import defaultdict
-from collections.abc import Iterator
-from operator import itemgetter
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
+
+from arcsup.errors import is_shortage
 
 logger = logging.getLogger(__name__)
 
@@ -30,89 +31,182 @@ LOOKS = 6
 for it is one answer, or one event; an answer fits into the daemon's memory but once or twice."""
 
 MOST = 512
-"""Connections that one user may have: past that the newest are dropped."""
+"""Connections that one user may have where anything may be asked."""
+
+MOST_READING = 64
+"""The same on the socket for reading: a monitor needs one, and one more while it restarts."""
+
+AFTER_A_FAILURE = 0.1
+"""Seconds after which a connection is accepted again when the kernel could not give one."""
+
+TOLD_AGAIN = 60.0
+"""Seconds within which it is logged only once that a user's connections are refused."""
+
+_AT_THE_LIMIT = frozenset({errno.EMFILE, errno.ENFILE})
 
 
-def break_connections(socket_path: Path) -> None:
-    """Shut down every connection that was accepted on ``socket_path``.
+@frozen
+class Limits:
+    """How many connections a socket may have: of one user, and of all together.
 
-    A client that does not read (a stopped ``arcsup events -f``) would else hold up the daemon's
-    end for ever.
+    The daemon's own user and root count for themselves alone: others never keep them out.
     """
-    for connection in find_connections(socket_path):
-        with connection:
-            _drop(connection, "did not read its answer")
+
+    of_user: int
+    of_all: int
 
 
-async def tend_connections(socket_path: Path) -> None:
-    """Drop clients that take nothing, and those beyond what a user may have, for ever."""
-    watch = _Watch()
-    while True:
-        await trio.sleep(LOOK)
-        watch.look(socket_path)
+def find_limits(*, read_only: bool) -> Limits:
+    """Return what the descriptors of this process allow now.
+
+    Both sockets, with root and the daemon's own user on each, have at most 5/8 of them.
+    """
+    descriptors, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if read_only:
+        return Limits(
+            min(MOST_READING, descriptors // 32), min(4 * MOST_READING, descriptors // 16)
+        )
+    return Limits(min(MOST, descriptors // 8), min(4 * MOST, descriptors // 4))
 
 
-@define
-class _Watch:
-    """What is known of each connection, by its socket's inode."""
-
-    _seen: dict[int, int] = field(factory=dict)
-    """At how many looks it was there."""
-    _full: dict[int, int] = field(factory=dict)
+@define(eq=False)
+class _Connection:
+    stream: trio.SocketStream
+    uid: int
+    full: int = 0
     """At how many looks in a row it had no room for more."""
 
-    def look(self, socket_path: Path) -> None:
-        seen: dict[int, int] = {}
-        full: dict[int, int] = {}
-        by_user: defaultdict[int, list[tuple[int, socket.socket]]] = defaultdict(list)
-        with contextlib.ExitStack() as opened:
-            for connection in find_connections(socket_path):
-                opened.enter_context(connection)
-                inode = os.fstat(connection.fileno()).st_ino
-                seen[inode] = self._seen.get(inode, 0) + 1
-                if _is_full(connection):
-                    full[inode] = self._full.get(inode, 0) + 1
-                if full.get(inode, 0) >= LOOKS:
-                    _drop(connection, f"took nothing for {LOOK * LOOKS:.0f} s")
-                else:
-                    by_user[_peer_uid(connection)].append((-seen[inode], connection))
-            for uid, connections in by_user.items():
-                for _, connection in sorted(connections, key=itemgetter(0))[MOST:]:
-                    _drop(connection, f"is one too many of user {uid}, who may have {MOST}")
-        self._seen, self._full = seen, full
+    def is_full(self) -> bool:
+        if (descriptor := self.stream.socket.fileno()) < 0:
+            return False  # It is closed, and its task about to end.
+        poll = select.poll()
+        poll.register(descriptor, select.POLLOUT)
+        return not poll.poll(0)
+
+    def drop(self, why: str) -> None:
+        with contextlib.suppress(OSError):
+            # ENOTCONN: the other end has gone by now.
+            self.stream.socket.shutdown(socket.SHUT_RDWR)
+            logger.warning("dropped a client that %s", why)
 
 
-def find_connections(socket_path: Path) -> Iterator[socket.socket]:
-    """Yield duplicates of our descriptors that are connections on ``socket_path``."""
-    known = set()
-    for entry in Path("/proc/self/fd").iterdir():
-        try:
-            status = os.fstat(int(entry.name))
-            # A duplicate of ours may have the number that the listing itself had.
-            if not stat.S_ISSOCK(status.st_mode) or status.st_ino in known:
+@define(eq=False)
+class Connections:
+    """Accepts connections, has each served, and drops those that take nothing."""
+
+    serve: Callable[[trio.SocketStream], Awaitable[None]]
+    read_only: bool = False
+    _open: set[_Connection] = field(factory=set)
+    _told: dict[int, float] = field(factory=dict)
+    """When it was last logged of a user that he has too many, on trio's clock."""
+    _spare: int = field(factory=lambda: _open_spare())
+    """A descriptor to give up when there is no other: with it, who comes can be sent away."""
+
+    def close(self) -> None:
+        """Give back the descriptor that is kept."""
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+
+    async def accept(self, listener: socket.socket, handlers: trio.Nursery) -> None:
+        """Take in who comes to ``listener``, for ever; each is served in ``handlers``."""
+        listener.setblocking(False)
+        while True:
+            await trio.lowlevel.wait_readable(listener)
+            try:
+                accepted, _ = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                continue  # Whoever it was has left.
+            except OSError as error:
+                self._tell(-1, f"no connection can be accepted: {error.strerror}")
+                if error.errno in _AT_THE_LIMIT:
+                    self._send_one_away(listener)
+                await trio.sleep(AFTER_A_FAILURE)
                 continue
-            known.add(status.st_ino)
-            duplicate = socket.socket(fileno=os.dup(int(entry.name)))
-        except OSError as error:
-            # Closed since it was listed.
-            if error.errno != errno.EBADF:
-                raise
-            continue
-        if _is_connection(duplicate, socket_path):
-            yield duplicate
-        else:
-            duplicate.close()
+            uid = _peer_uid(accepted)
+            if why := self._find_refusal(uid):
+                self._tell(uid, f"refused a connection: {why}")
+                _refuse(accepted, why)
+            else:
+                stream = trio.SocketStream(trio.socket.from_stdlib_socket(accepted))
+                connection = _Connection(stream, uid)
+                self._open.add(connection)
+                handlers.start_soon(self._serve, connection)
+
+    async def _serve(self, connection: _Connection) -> None:
+        try:
+            await self.serve(connection.stream)
+        except Exception as error:
+            # One connection's trouble is not the daemon's.
+            if is_shortage(error):
+                self._tell(-1, f"a connection was lost: {error}")
+            else:
+                logger.exception("serving a connection went wrong")
+        finally:
+            self._open.discard(connection)
+            await trio.aclose_forcefully(connection.stream)
+
+    def _find_refusal(self, uid: int) -> str:
+        """Return why no further connection of a user is taken, "" if it is."""
+        limits = find_limits(read_only=self.read_only)
+        if sum(it.uid == uid for it in self._open) >= limits.of_user:
+            return f"it is one too many of user {uid}, who may have {limits.of_user}"
+        trusted = {0, os.geteuid()}
+        if uid not in trusted and sum(it.uid not in trusted for it in self._open) >= limits.of_all:
+            return f"all users together may have {limits.of_all}"
+        return ""
+
+    def _tell(self, uid: int, what: str) -> None:
+        now = trio.current_time()
+        if now - self._told.get(uid, -TOLD_AGAIN) >= TOLD_AGAIN:
+            self._told[uid] = now
+            logger.warning("%s (said at most once in %.0f s)", what, TOLD_AGAIN)
+
+    def _send_one_away(self, listener: socket.socket) -> None:
+        """Accept with the spare descriptor and close: who waits in vain would ask for ever."""
+        self.close()
+        with contextlib.suppress(OSError):
+            accepted, _ = listener.accept()
+            _refuse(accepted, "the daemon has no file descriptor left")
+        self._spare = _open_spare()
+
+    async def tend(self) -> None:
+        """Drop clients that take nothing, for ever."""
+        while True:
+            await trio.sleep(LOOK)
+            for connection in list(self._open):
+                connection.full = connection.full + 1 if connection.is_full() else 0
+                if connection.full >= LOOKS:
+                    connection.drop(f"took nothing for {LOOK * LOOKS:.0f} s")
+
+    def break_all(self) -> None:
+        """Shut down every connection.
+
+        A client that does not read (a stopped ``arcsup events -f``) would else hold up the daemon's
+        end for ever.
+        """
+        for connection in self._open:
+            connection.drop("did not read its answer")
 
 
-def _is_connection(sock: socket.socket, socket_path: Path) -> bool:
-    listens = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-    return sock.family == socket.AF_UNIX and not listens and sock.getsockname() == str(socket_path)
+def _open_spare() -> int:
+    """Return a descriptor of nothing, -1 when not even that can be had."""
+    try:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return -1
 
 
-def _is_full(connection: socket.socket) -> bool:
-    poll = select.poll()
-    poll.register(connection, select.POLLOUT)
-    return not poll.poll(0)
+def _refuse(accepted: socket.socket, why: str) -> None:
+    error = {"code": "transient", "message": why, "hint": "close some, or ask again later"}
+    body = json.dumps({"error": error}).encode()
+    head = (
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n"
+    )
+    with accepted, contextlib.suppress(OSError):
+        accepted.setblocking(False)
+        accepted.send(head.encode() + body)
 
 
 def _peer_uid(connection: socket.socket) -> int:
@@ -120,10 +214,3 @@ def _peer_uid(connection: socket.socket) -> int:
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
     _pid, uid, _gid = struct.unpack("3i", credentials)
     return int(uid)
-
-
-def _drop(connection: socket.socket, why: str) -> None:
-    with contextlib.suppress(OSError):
-        # ENOTCONN: the other end has gone by now.
-        connection.shutdown(socket.SHUT_RDWR)
-        logger.warning("dropped a client that %s", why)

@@ -1,6 +1,7 @@
 """The socket for reading: there for as long as arcsup.yaml names a group for it."""
 
 import logging
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -21,6 +22,8 @@ class ReadingSocket:
 
     supervisor: Supervisor
     path: Path
+    tell: Callable[[str], None] = logger.warning
+    """Hears that the socket was removed, and made again."""
     _group: str | None = None
     _changed: trio.Event = field(factory=trio.Event)
 
@@ -48,7 +51,7 @@ class ReadingSocket:
         changed = self._changed
         async with trio.open_nursery() as nursery:
             if self._group is not None:
-                serve = partial(serve_control, read_only=True, group=self._group)
+                serve = partial(serve_control, read_only=True, group=self._group, tell=self.tell)
                 await nursery.start(serve, self.supervisor, self.path)
             task_status.started()
             await changed.wait()

@@ -1,4 +1,7 @@
-"""The control socket: bound by us, served by hypercorn's trio worker, ended in time."""
+"""The control socket: bound and accepted on by us, each connection served by hypercorn.
+
+hypercorn's own worker would accept whoever comes, and gives no hold on its connections.
+"""
 
 import contextlib
 import grp
@@ -6,25 +9,36 @@ import logging
 import os
 import socket
 import stat
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import cast
 
 import trio
+from attrs import define
 from hypercorn.config import Config
-from hypercorn.trio import serve
-from hypercorn.typing import Framework
+from hypercorn.trio.tcp_server import TCPServer
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState, Framework
+from hypercorn.utils import wrap_app
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from arcsup.control.app import make_app
-from arcsup.control.connections import break_connections, tend_connections
+from arcsup.control.connections import Connections
 from arcsup.control.supervisor import Supervisor
-from arcsup.errors import NotPermitted, Refused, Terminal
+from arcsup.errors import ArcsupError, NotPermitted, Refused, Terminal
 from arcsup.places import SOCKET_PATH_LIMIT
 
 logger = logging.getLogger(__name__)
 
 SOCKET_MODE = 0o660
 BACKLOG = 128
+
+FOLDER_MODE = 0o755
+"""Of the socket's folder where it has to be made again: members of the group pass through it."""
+
+LOOK_AT_PLACE = 2.0
+"""Seconds between two looks whether the socket is still where clients look for it."""
 
 REQUEST_TIME = 30.0
 """Seconds within which a client has asked, or asks again. hypercorn's own five can pass before a
@@ -43,53 +57,121 @@ async def serve_control(
     *,
     group: str | None = None,
     read_only: bool = False,
+    tell: Callable[[str], None] = logger.warning,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve the control socket until cancelled; then end within a second and remove it.
 
     ``read_only`` serves another one, on which nothing can be changed.
     The socket is 0660 and belongs to ``group`` where one is given. A socket that a dead daemon
-    left is replaced. Raises Refused when another daemon listens there, Terminal for a group that
-    does not exist or a path that cannot be a socket, NotPermitted.
+    left is replaced, and one of ours that somebody has removed is made again, of which ``tell``
+    hears. Raises Refused when another daemon listens there, Terminal for a group that does not
+    exist or a path that cannot be a socket, NotPermitted.
     """
-    closing = trio.Event()
-    served = trio.Event()
+    closing, served = trio.Event(), trio.Event()
+    context, config = WorkerContext(None), _configure()
     # Both are ASGI 3; Starlette types its messages as maps, hypercorn as TypedDicts.
     app = cast("Framework", _only_http_1(make_app(supervisor, closing, read_only=read_only)))
+    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
 
-    async def serve_shielded(
-        descriptor: int, task_status: trio.TaskStatus[object] = trio.TASK_STATUS_IGNORED
+    async def serve(stream: trio.SocketStream) -> None:
+        # hypercorn asks nothing of a stream that one without TLS has not.
+        plain = cast("trio.SSLStream[trio.SocketStream]", stream)
+        await TCPServer(wrapped, config, context, ConnectionState({}), plain)
+
+    async def hold_handlers(
+        task_status: trio.TaskStatus[trio.Nursery] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        # Cancelled from outside, hypercorn would drop requests under way without an answer.
+        # Cancelled from outside, requests under way would be dropped without an answer.
         with trio.CancelScope(shield=True):
-            await serve(
-                app,
-                _configure(descriptor),
-                shutdown_trigger=closing.wait,
-                task_status=task_status,
-                mode="asgi",
-            )
+            async with trio.open_nursery() as handlers:
+                task_status.started(handlers)
+                await closing.wait()
+                await context.terminated.set()
+                handlers.cancel_scope.deadline = trio.current_time() + GRACE
         served.set()
 
-    listener = create_listener(socket_path, group)
-    inode = socket_path.stat().st_ino
-    # From here on the descriptor is hypercorn's, which closes it.
-    descriptor = listener.detach()
+    place = _Place(socket_path, group, tell)
+    place.bind()
+    connections = Connections(serve, read_only=read_only)
     async with trio.open_nursery() as nursery:
         try:
-            await nursery.start(serve_shielded, descriptor)
-            # hypercorn makes it inheritable, for workers that we do not have.
-            os.set_inheritable(descriptor, False)
+            handlers = await nursery.start(hold_handlers)
+            nursery.start_soon(connections.tend)
             logger.info("listening on %s", socket_path)
             task_status.started()
-            await tend_connections(socket_path)
+            while True:
+                await place.while_there(partial(connections.accept, handlers=handlers))
+                await place.bind_again()
         finally:
             closing.set()
+            place.remove()
             with trio.move_on_after(BREAK_AFTER, shield=True):
                 await served.wait()
             if not served.is_set():
-                break_connections(socket_path)
-            _remove_socket(socket_path, inode)
+                connections.break_all()
+            connections.close()
+
+
+@define(eq=False)
+class _Place:
+    """Where a socket is, and the one of ours that is there."""
+
+    path: Path
+    group: str | None
+    tell: Callable[[str], None]
+    _listener: socket.socket | None = None
+    _inode: int = 0
+
+    def bind(self) -> None:
+        """Listen there. Errors as of create_listener."""
+        self._listener = create_listener(self.path, self.group)
+        self._inode = self.path.lstat().st_ino
+
+    async def while_there(self, accept: Callable[[socket.socket], Awaitable[None]]) -> None:
+        """Have connections accepted until the socket is no longer where clients look for it."""
+        assert self._listener is not None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(accept, self._listener)
+            while True:
+                await trio.sleep(LOOK_AT_PLACE)
+                if not self._is_ours():
+                    break
+            nursery.cancel_scope.cancel()
+        self._listener.close()
+        self._listener = None
+
+    async def bind_again(self) -> None:
+        """Make the socket anew, and its folder: a cleaner of /run may have taken both."""
+        told = ""
+        while self._listener is None:
+            try:
+                if not self.path.parent.is_dir():
+                    self.path.parent.mkdir(parents=True)
+                    self.path.parent.chmod(FOLDER_MODE)
+                self.bind()
+            except (ArcsupError, OSError) as error:
+                if told != (told := str(error)):
+                    self.tell(f"{self.path} was removed and cannot be made again: {error}")
+                await trio.sleep(LOOK_AT_PLACE)
+        self.tell(f"{self.path} had been removed by somebody, and was made again")
+
+    def _is_ours(self) -> bool:
+        try:
+            return self.path.lstat().st_ino == self._inode
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError:
+            return True  # Not seen: nothing says that it is gone.
+
+    def remove(self) -> None:
+        """Close the socket and remove it, unless it has been replaced by a later daemon's."""
+        if self._listener is None:
+            return
+        self._listener.close()
+        with contextlib.suppress(OSError):
+            if self.path.lstat().st_ino == self._inode:
+                self.path.unlink()
 
 
 def _only_http_1(app: ASGIApp) -> ASGIApp:
@@ -151,15 +233,13 @@ def find_group(group: str) -> int:
         ) from None
 
 
-def _configure(descriptor: int) -> Config:
+def _configure() -> Config:
     config = Config()
-    config.bind = [f"fd://{descriptor}"]
     http_logger = logging.getLogger("arcsup.control.http")
     # At INFO hypercorn announces an address and a key to press, neither of them true here.
     http_logger.setLevel(logging.WARNING)
     config.errorlog = http_logger
     config.accesslog = None
-    config.graceful_timeout = GRACE
     config.keep_alive_timeout = REQUEST_TIME
     config.include_server_header = False
     return config
@@ -194,10 +274,3 @@ def _remove_stale_socket(socket_path: Path) -> None:
         f"{socket_path}: another daemon listens there",
         "only one daemon can serve a runtime directory",
     )
-
-
-def _remove_socket(socket_path: Path, inode: int) -> None:
-    """Remove the socket, unless it has been replaced by a later daemon's."""
-    with contextlib.suppress(FileNotFoundError):
-        if socket_path.lstat().st_ino == inode:
-            socket_path.unlink()
