@@ -10,7 +10,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from functools import partial
@@ -26,7 +26,7 @@ from arcsup.control.events import EventLog
 from arcsup.control.metrics import Metrics
 from arcsup.control.reading_socket import ReadingSocket
 from arcsup.control.server import serve_control
-from arcsup.errors import ArcsupError, ExitCode, Refused
+from arcsup.errors import ArcsupError, ExitCode, Refused, describe_os_error
 from arcsup.events.dirty import Bell, Dirty
 from arcsup.events.kernel_log import watch_kernel_log
 from arcsup.events.uevents import watch_uevents
@@ -35,6 +35,7 @@ from arcsup.fleet import Fleet, default_start_slots
 from arcsup.host.identity import boot_id, machine_id
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.host.writer import await_earlier_helpers
+from arcsup.keep_going import keep_going
 from arcsup.locks import locked
 from arcsup.look import DeviceLook
 from arcsup.model import Event, ExitClass, LastExit, VmName
@@ -105,14 +106,22 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
             reconciler.adopt_all()
             # From here on everything that changes marks; nothing is decided before the files are
             # read.
-            nursery.start_soon(watch_files, places.vms, partial(dirty.mark, "files"))
             losses = allocation.losses
-            nursery.start_soon(watch_uevents, partial(dirty.mark, "kernel"), losses.hear_uevent)
-            nursery.start_soon(watch_kernel_log, losses.hear_log)
-            nursery.start_soon(reconciler.run)
-            nursery.start_soon(keep_logs_short, fleet.log_folders, partial(_tell_of_log, workshop))
-            nursery.start_soon(_feed_watchdog, reconciler)
-            nursery.start_soon(_tell_status, fleet)
+            tasks: dict[str, Callable[[], Awaitable[None]]] = {
+                "watching VM files": partial(watch_files, places.vms, partial(dirty.mark, "files")),
+                "listening to the kernel": partial(
+                    watch_uevents, partial(dirty.mark, "kernel"), losses.hear_uevent
+                ),
+                "following the kernel log": partial(watch_kernel_log, losses.hear_log),
+                "deciding about VMs": reconciler.run,
+                "keeping logs short": partial(
+                    keep_logs_short, fleet.log_folders, partial(_tell_of_log, workshop)
+                ),
+                "feeding the watchdog": partial(_feed_watchdog, reconciler),
+                "telling systemd": partial(_tell_status, fleet),
+            }
+            for what, task in tasks.items():
+                nursery.start_soon(keep_going, what, task)
             await reconciler.files_read.wait()
             serve = partial(serve_control, group=config.group, tell=tell_of_socket)
             await nursery.start(serve, operator, places.socket)
@@ -207,6 +216,8 @@ async def _obey_signals(reconciler: Reconciler) -> None:
                 reconciler.reload()
             except ArcsupError as error:
                 logger.error("%s", error.message)  # noqa: TRY400
+            except OSError as error:
+                logger.error("%s", describe_os_error(error))  # noqa: TRY400
             notify(READY=1)
 
 

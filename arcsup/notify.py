@@ -15,13 +15,14 @@ def notify(**fields: str | int) -> None:
     # systemd writes an abstract socket's leading NUL as "@".
     target = "\0" + address[1:] if address.startswith("@") else address
     message = "\n".join(f"{key}={value}" for key, value in fields.items())
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        # Whoever started us may have gone, or not read any more: that is no reason to end or wait.
-        try:
+    # Whoever started us may have gone, or not read any more, or we have no descriptor left: that is
+    # no reason to end or wait.
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.connect(target)
             sender.send(message.encode(), socket.MSG_DONTWAIT)
-        except OSError as error:
-            logger.debug("NOTIFY_SOCKET %s: %s", address, error.strerror)
+    except OSError as error:
+        logger.debug("NOTIFY_SOCKET %s: %s", address, error.strerror)
 
 
 def watchdog_interval() -> float | None:

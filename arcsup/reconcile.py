@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 from attrs import define, field
@@ -11,7 +11,7 @@ from arcsup.allocation import policy_of, wants_devices
 from arcsup.alongside import leaves
 from arcsup.control.metrics import Metrics
 from arcsup.control.reading_socket import ReadingSocket
-from arcsup.errors import ArcsupError, describe_os_error
+from arcsup.errors import ArcsupError, describe_os_error, is_shortage
 from arcsup.events.dirty import Dirty
 from arcsup.fleet import Fleet, View, default_start_slots
 from arcsup.host.accounts import Accounts, find_accounts
@@ -35,7 +35,7 @@ from arcsup.spec.config import (
 )
 from arcsup.virtual_functions import VfKeeper
 from arcsup.vm.live_gpus import change_gpus, note_awaited
-from arcsup.vm.managed import ManagedVm, StopOrder
+from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.media import change_media
 from arcsup.vm.slices import find_lost_slices, release_slices
 from arcsup.vm.supervise import begin, find_qemu_process, resume_vm, supervise
@@ -78,22 +78,27 @@ class Reconciler:
     async def run(self) -> None:
         """Make a pass whenever something may have changed, for ever."""
         while True:
-            reasons = await self.dirty.wait(at_most=self._patience())
-            for reason in reasons or ("resync",):
-                self.metrics.count_event_seen(reason)
             started = time.monotonic()
             # What could not be recorded was not done either; the next pass finds it so.
             try:
+                reasons = await self.dirty.wait(at_most=self._patience())
+                for reason in reasons or ("resync",):
+                    self.metrics.count_event_seen(reason)
+                started = time.monotonic()
                 await self._make_pass(reasons)
             except* ArcsupError as group:
                 await self._try_again([f"{it.message}; {it.hint}" for it in leaves(group)])
             except* OSError as group:
                 await self._try_again([describe_os_error(it) for it in leaves(group)])
+            except* (RuntimeError, MemoryError) as group:
+                if not is_shortage(group):
+                    raise
+                await self._try_again([str(it) or "out of memory" for it in leaves(group)])
+            else:
+                self.metrics.observe_reconcile(time.monotonic() - started)
             self.last_pass = time.monotonic()
-            took = self.last_pass - started
-            self.metrics.observe_reconcile(took)
             # When a hundred VMs change at once, passes must not take the CPU that they need.
-            await trio.sleep(min(took, LONGEST_BREATH))
+            await trio.sleep(min(self.last_pass - started, LONGEST_BREATH))
 
     async def _try_again(self, problems: Sequence[str]) -> None:
         for problem in dict.fromkeys(problems):
@@ -208,11 +213,11 @@ class Reconciler:
                 vm.give_order(StopOrder(because, hard=hard))
             case ChangeMedia() if vm.qmp is not None:
                 vm.media_tried = vm.vm
-                self.nursery.start_soon(change_media, vm, self.fleet.workshop)
+                self._start_beside(change_media, vm)
             case ChangeGpus():
                 vm.choices = self.fleet.allocation.choices_for(vm.name)
                 vm.changing_gpus = True
-                self.nursery.start_soon(change_gpus, vm, self.fleet.workshop)
+                self._start_beside(change_gpus, vm)
             case ReleaseDevices():
                 self._release(vm)
             case ForgetVm(because=because):
@@ -221,12 +226,30 @@ class Reconciler:
                 else:
                     await self._forget(vm, because)
 
+    def _start_beside(
+        self, change: Callable[[ManagedVm, Workshop], Awaitable[None]], vm: ManagedVm
+    ) -> None:
+        """Change a VM that runs; what the host had nothing left for is made good by a pass."""
+
+        async def run() -> None:
+            try:
+                await change(vm, self.fleet.workshop)
+            except Exception as error:
+                if not is_shortage(error):
+                    raise
+                vm.media_tried = None
+                await self._try_again([f"{vm.name}: {error}"])
+
+        self.nursery.start_soon(run)
+
     def _release(self, vm: ManagedVm) -> None:
         async def release() -> None:
             try:
                 await release_slices(vm, self.fleet.workshop)
             except ArcsupError as error:
                 await self._try_again([f"{error.message}; {error.hint}"])
+            except OSError as error:
+                await self._try_again([describe_os_error(error)])
             finally:
                 vm.releasing = False
                 self.dirty.mark("devices")

@@ -1,5 +1,6 @@
 """The routes, over a real socket with hypercorn, by a client that is not ours."""
 
+import errno
 import http.client
 import json
 import logging
@@ -232,6 +233,25 @@ def test_a_fault_of_the_daemon_is_logged_and_answered_in_one_line(
     [record] = [r for r in caplog.records if r.levelno >= logging.ERROR]
     assert record.exc_info is not None
     assert record.exc_info[0] is ZeroDivisionError
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.EMFILE, "Too many open files"),
+        ExceptionGroup("of a nursery", [OSError(errno.ENOSPC, "No space left on device")]),
+        RuntimeError("can't start new thread"),
+    ],
+)
+def test_what_the_host_has_run_out_of_is_no_fault_of_the_daemon(
+    asker: Asker, supervisor: FakeSupervisor, error: Exception
+) -> None:
+    supervisor.failures["reset"] = error
+
+    status, code, message = asker.fail("POST", "/v1/vms/web/reset")
+
+    assert (status, code) == (503, "transient")
+    assert message.startswith("the host has run out of something: ")
 
 
 def test_a_file_is_submitted(asker: Asker, supervisor: FakeSupervisor) -> None:

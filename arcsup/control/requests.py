@@ -12,7 +12,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from arcsup.control.shapes import ErrorJson
-from arcsup.errors import ArcsupError, DaemonUnreachable, UsageError
+from arcsup.errors import (
+    ArcsupError,
+    DaemonUnreachable,
+    Transient,
+    UsageError,
+    describe_os_error,
+    is_shortage,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +81,9 @@ def answer_errors(handler: Handler) -> Handler:
         except ClientDisconnect:
             logger.debug("client left before its request was complete")
             return Response(status_code=400)
-        except Exception:
+        except Exception as error:
+            if is_shortage(error):
+                return _answer_shortage(request, error)
             logger.exception("request failed: %s %s", request.method, request.url.path)
             return make_error(
                 "unexpected",
@@ -83,6 +92,21 @@ def answer_errors(handler: Handler) -> Handler:
             )
 
     return answered
+
+
+def _answer_shortage(request: Request, error: Exception) -> Response:
+    """Say what the host has run out of: that is nobody's fault here, and passes."""
+    first: BaseException = error
+    while isinstance(first, BaseExceptionGroup):
+        first = first.exceptions[0]
+    why = describe_os_error(first) if isinstance(first, OSError) else str(first) or "no memory left"
+    logger.warning("%s %s could not be answered: %s", request.method, request.url.path, why)
+    return make_error(
+        Transient.code,
+        f"the host has run out of something: {why}",
+        "ask again in a moment; `arcsup doctor` may tell what is short",
+        status=503,
+    )
 
 
 async def read_body(request: Request) -> dict[str, Any]:
