@@ -12,6 +12,7 @@ from attrs import Factory, define, evolve, field
 
 from arcsup.devices import Backend, Inventory, Slice
 from arcsup.host.owned import OwnedSlice, SliceChoice
+from arcsup.host.slices import without_earlier_boots
 from arcsup.look import DeviceLook
 from arcsup.losses import Losses
 from arcsup.model import GpuKind, NetworkType, Vm, VmName
@@ -154,7 +155,7 @@ class Allocation:
         """Return what choosing takes. Whose a slice is, the journal says, not the last look."""
         vms = tuple(vms)
         asking = [vm for vm in vms if vm.name in up and wants_devices(version_of(vm))]
-        owners = {owned.id: vm.name for vm in vms for owned in vm.record.slices}
+        owners = {it.id: vm.name for vm in vms for it in without_earlier_boots(vm.record.slices)}
         owners |= {choice.id: vm.name for vm in vms for choice in vm.promised}
         held = {place: one for vm in asking for place, one in _held(vm).items()}
         policy = evolve(

@@ -19,7 +19,7 @@ from arcsup.card_state import describe_stuck
 from arcsup.errors import NoSuchObject, Refused
 from arcsup.events.dirty import Bell
 from arcsup.host.memory import observe_available_memory
-from arcsup.host.slices import is_stuck
+from arcsup.host.slices import is_stuck, without_earlier_boots
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.writer import unanswered_writes
 from arcsup.model import MiB, Vm, VmName
@@ -107,7 +107,11 @@ class Fleet:
 
     def slice_owners(self) -> dict[str, VmName]:
         """Return which VM has which slice, by the slice's id."""
-        return {owned.id: vm.name for vm in self.vms.values() for owned in vm.record.slices}
+        return {
+            owned.id: vm.name
+            for vm in self.vms.values()
+            for owned in without_earlier_boots(vm.record.slices)
+        }
 
     def slice_homes(self) -> dict[str, str]:
         """Return which card each slice of the journal is on, by the slice's id."""

@@ -96,7 +96,7 @@ class SimKernel:
         driver.make(Made(owned.id, kind, owned.parent, None, ours=False))
         self.point()
 
-    async def remove(self, owned: OwnedSlice, _sysfs: Sysfs) -> None:
+    async def remove(self, owned: OwnedSlice, _sysfs: Sysfs) -> str:
         self.point()
         found = self.find(owned.id)
         if found and (found[1].parent, found[1].kind.id) != (owned.parent, owned.type):
@@ -109,6 +109,7 @@ class SimKernel:
             raise Transient(f"{owned.id} is still being removed")
         self._vanish(owned.id)
         self.point()
+        return ""
 
     def is_ready(
         self, owned: OwnedSlice, _sysfs: Sysfs, *, iommufd: bool = False, in_use: bool = False

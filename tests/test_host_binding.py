@@ -3,11 +3,14 @@
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from arcsup.devices import Backend
 from arcsup.errors import Terminal, Transient
-from arcsup.host.binding import bind_slice, binding_obstacle, observe_binding
-from arcsup.host.owned import OwnedSlice, Rebinding
+from arcsup.host.binding import bind_slice, binding_obstacle, observe_binding, restore_slice
+from arcsup.host.holders import Holders
+from arcsup.host.identity import boot_id
+from arcsup.host.owned import Identity, OwnedSlice, Rebinding
 from arcsup.host.sysfs import Sysfs
 from tests.trees import Tree
 
@@ -39,7 +42,8 @@ async def test_what_a_function_had_is_remembered(
 ) -> None:
     tree.write(f"{tree.pci(CARD)}/driver_override", text)
     found = await observe_binding(Sysfs(tree.root), CARD)
-    assert found == Rebinding(CARD, "amdgpu", override)
+    identity = Identity("10de:1bb3", "10de:11d8")
+    assert found == Rebinding(CARD, "amdgpu", override, identity)
 
 
 async def test_a_group_with_a_device_of_the_hosts_is_refused_before_anything_is_written(
@@ -89,3 +93,40 @@ def test_a_slice_is_usable_once_all_its_functions_are_bound(tmp_path: Path) -> N
     assert binding_obstacle(both, sysfs) == (
         f"IOMMU group 7: {OTHER} is in use by the host's driver xhci_hcd"
     )
+
+
+@pytest.mark.parametrize(
+    ("boot", "because"),
+    [
+        ("an earlier one", f"the host was started anew since: {CARD} is left as it is now"),
+        ("", f"the journal tells no boot: {CARD} is left as it is now"),
+    ],
+)
+async def test_what_an_earlier_boot_has_done_is_not_undone_on_whatever_has_the_address_now(
+    tmp_path: Path, boot: str, because: str
+) -> None:
+    tree = Tree(tmp_path)
+    disk = tree.populate_pci(CARD, pci_class="0x010802", ids="144d:a80a", driver="vfio-pci")
+    tree.write(f"{disk}/driver_override", "vfio-pci\n")
+    tree.write("bus/pci/drivers/vfio-pci/unbind", "")
+    tree.write("bus/pci/drivers/nvidia/bind", "")
+    had = evolve(owned(CARD), rebindings=(Rebinding(CARD, "nvidia", None),), boot=boot)
+    assert await restore_slice(had, Sysfs(tmp_path), Holders) == because
+    assert (tmp_path / disk / "driver_override").read_text() == "vfio-pci\n"
+    assert (tmp_path / "bus/pci/drivers/vfio-pci/unbind").read_text() == ""
+
+
+async def test_a_device_that_was_plugged_in_at_an_address_of_ours_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    tree = Tree(tmp_path)
+    card = tree.populate_pci(CARD, ids="10de:2684", driver="vfio-pci")
+    tree.write(f"{card}/driver_override", "vfio-pci\n")
+    tree.write("bus/pci/drivers/vfio-pci/unbind", "")
+    former = Rebinding(CARD, "nvidia", None, Identity("10de:1bb3", "10de:11d8"))
+    had = evolve(owned(CARD), rebindings=(former,), boot=boot_id())
+    assert await restore_slice(had, Sysfs(tmp_path), Holders) == (
+        f"{CARD} is another device now: 10de:2684, 10de:11d8; it was 10de:1bb3, 10de:11d8"
+    )
+    assert (tmp_path / card / "driver_override").read_text() == "vfio-pci\n"
+    assert (tmp_path / "bus/pci/drivers/vfio-pci/unbind").read_text() == ""

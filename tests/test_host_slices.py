@@ -10,12 +10,16 @@ from cattrs.preconf.json import make_converter
 from arcsup.devices import Backend
 from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
+from arcsup.host.holders import Holders
+from arcsup.host.identity import boot_id
+from arcsup.host.owned import Identity
 from arcsup.host.slices import (
     OwnedSlice,
     Rebinding,
     SliceChoice,
     is_ready,
     prepare_slice,
+    remove_slice,
 )
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vfio_nodes import find_nodes
@@ -36,10 +40,12 @@ async def test_a_whole_card_is_remembered_with_its_companions(tmp_path: Path) ->
     tree = Tree(tmp_path)
     add_card(tree)
     owned = await prepare_slice(WHOLE, Sysfs(tmp_path))
+    identity = Identity("10de:1bb3", "10de:11d8")
     assert owned.rebindings == (
-        Rebinding(CARD, "amdgpu", None),
-        Rebinding(AUDIO, "snd_hda_intel", None),
+        Rebinding(CARD, "amdgpu", None, identity),
+        Rebinding(AUDIO, "snd_hda_intel", None, identity),
     )
+    assert owned.boot == boot_id()
     assert owned.path == f"{tmp_path}/bus/pci/devices/{CARD}"
 
 
@@ -129,3 +135,21 @@ def test_a_node_is_open_to_qemus_user_as_its_mode_says(
     account = Account(os.getuid() + uid, os.getgid() + gid)
     missing = is_ready(owned, Sysfs(tree.root), account=account, dev=dev)
     assert (missing == "") == is_open
+
+
+async def test_a_type_and_a_mac_of_an_earlier_boot_are_not_taken_from_whoever_has_them_now(
+    tmp_path: Path,
+) -> None:
+    tree, boot = Tree(tmp_path), "an earlier one"
+    card = tree.populate_pci(CARD, driver="nvidia")
+    [vf] = tree.populate_vfs(card, [AUDIO], driver="nvidia")
+    tree.populate_vendor(vf, current="1148")
+    vgpu = OwnedSlice(Backend.VENDOR_VFIO, 0, AUDIO, CARD, AUDIO, "nvidia-1148", "", boot=boot)
+    mac = OwnedSlice(
+        Backend.SRIOV, 0, AUDIO, CARD, AUDIO, None, "", (Rebinding(AUDIO, None, None),),
+        mac="52:54:00:00:00:01", former_mac="00:00:00:00:00:00", boot=boot,
+    )  # fmt: skip
+    for owned in (vgpu, mac):
+        why = await remove_slice(owned, Sysfs(tmp_path), holders=Holders)
+        assert why == f"the host was started anew since: {AUDIO} is left as it is now"
+    assert (tmp_path / vf / "nvidia/current_vgpu_type").read_text() == "1148\n"

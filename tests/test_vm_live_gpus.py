@@ -105,11 +105,12 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
         world.made.add(owned.id)
         world.step()
 
-    async def remove_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
+    async def remove_slice(owned: OwnedSlice, sysfs: Sysfs) -> str:
         assert f"gpu{owned.slot}" not in world.plugged, "it is taken from under a QEMU"
         world.step()
         world.made.discard(owned.id)
         world.step()
+        return ""
 
     monkeypatch.setattr(live_gpus, "create_slice", create_slice)
     monkeypatch.setattr(slices, "remove_slice", remove_slice)

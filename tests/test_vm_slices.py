@@ -5,13 +5,15 @@ from pathlib import Path
 
 import pytest
 import trio
+from attrs import evolve
 from trio.testing import MockClock
 
 from arcsup.control.metrics import Metrics
 from arcsup.devices import Backend
 from arcsup.errors import NotRecorded, Stuck
 from arcsup.events.dirty import Dirty
-from arcsup.host.owned import OwnedSlice
+from arcsup.host.identity import boot_id
+from arcsup.host.owned import OwnedSlice, Rebinding, SliceChoice
 from arcsup.host.slices import is_ready
 from arcsup.host.sysfs import Sysfs
 from arcsup.model import VmName
@@ -54,8 +56,8 @@ async def test_a_disk_that_takes_no_record_of_what_is_back_ends_nothing(
             raise refusals.pop()
         await save(record)
 
-    async def remove_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
-        pass
+    async def remove_slice(owned: OwnedSlice, sysfs: Sysfs) -> str:
+        return ""
 
     monkeypatch.setattr(slices, "remove_slice", remove_slice)
     monkeypatch.setattr(host.fleet.workshop.records, "save", save_later)
@@ -76,9 +78,10 @@ async def test_what_does_not_come_back_is_kept_in_the_record_and_keeps_nobody_fr
     host, one = vm
     answers: list[Stuck | None] = [STUCK, STUCK, None]
 
-    async def remove_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
+    async def remove_slice(owned: OwnedSlice, sysfs: Sysfs) -> str:
         if (answer := answers.pop(0)) is not None:
             raise answer
+        return ""
 
     monkeypatch.setattr(slices, "remove_slice", remove_slice)
     monkeypatch.setattr(slices, "RETRY_SECONDS", 0)
@@ -118,3 +121,41 @@ async def test_a_vm_that_runs_has_lost_its_type_when_that_is_read_and_not_when_i
     current.write_text("0")
     lost = f"{VF} has type none, not nvidia-1148"
     assert find_lost_slices(one, host.fleet.workshop) == [lost]
+
+
+async def test_a_slice_of_an_earlier_boot_is_struck_and_told_and_was_nobodys_meanwhile(
+    vm: tuple[SmallHost, ManagedVm],
+) -> None:
+    host, one = vm
+    [owned] = one.record.slices
+    await one.save(host.fleet.workshop, slices=(evolve(owned, boot="an earlier one"),))
+    assert host.fleet.slice_owners() == {}
+    assert await release_slices(one, host.fleet.workshop)
+    assert one.record.slices == ()
+    assert host.told == ["device-left-alone"]
+
+
+async def test_a_vm_that_has_its_card_again_after_a_reboot_remembers_what_this_boot_gave_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = SmallHost(tmp_path)
+    host.drop("one", "networks: []\n")
+    await host.plan()
+    one = host.fleet.vms[VmName("one")]
+    files = {"driver_override": "(null)\n"}
+    host.tree.populate_pci(VF, driver="nouveau", files=files)
+    choice = SliceChoice(Backend.PASSTHROUGH, 0, VF, VF, None, VF)
+    had = OwnedSlice(
+        Backend.PASSTHROUGH, 0, VF, VF, VF, None, "", (Rebinding(VF, "nvidia", None),), boot="old"
+    )
+    await one.save(host.fleet.workshop, slices=(had,))
+    one.choices = (choice,)
+
+    async def create_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
+        pass
+
+    monkeypatch.setattr(slices, "create_slice", create_slice)
+    monkeypatch.setattr(slices, "is_ready", lambda *_, **__: "")
+    [taken] = await take_slices(one, host.fleet.workshop)
+    assert taken.rebindings[0].former_driver == "nouveau"
+    assert taken.boot == boot_id()

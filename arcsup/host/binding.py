@@ -8,9 +8,10 @@ import errno
 
 from arcsup.errors import Refused, Stuck, Terminal, Transient
 from arcsup.host.cards import PCI
+from arcsup.host.identity import boot_id
 from arcsup.host.in_use import FindHolders, require_free
 from arcsup.host.iommu import IommuGroups
-from arcsup.host.owned import OwnedSlice, Rebinding
+from arcsup.host.owned import Identity, OwnedSlice, Rebinding
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.writer import Word, comes_true, explain, read_sysfs, write_sysfs
 
@@ -35,7 +36,43 @@ async def observe_binding(sysfs: Sysfs, address: str) -> Rebinding:
     if not sysfs.is_folder(path):
         raise Transient(f"{address} is not there")
     driver = sysfs.link_name(f"{path}/driver")
-    return Rebinding(address, driver, await _read_override(sysfs, address))
+    override = await _read_override(sysfs, address)
+    return Rebinding(address, driver, override, observe_identity(sysfs, address))
+
+
+def observe_identity(sysfs: Sysfs, address: str) -> Identity:
+    """Return which device is at a PCI address now.
+
+    Source: Documentation/ABI/testing/sysfs-bus-pci; ``unique_id`` is amdgpu's serial number.
+    """
+    path = f"{PCI}/{address}"
+    ids = ("vendor", "device", "subsystem_vendor", "subsystem_device")
+    vendor, device, board_vendor, board = (sysfs.hex_digits(f"{path}/{name}", 4) for name in ids)
+    return Identity(
+        f"{vendor}:{device}" if vendor and device else "",
+        f"{board_vendor}:{board}" if board_vendor and board else "",
+        sysfs.text(f"{path}/unique_id") or "",
+    )
+
+
+def find_end_of_boot(owned: OwnedSlice) -> str:
+    """Return that what was done for a slice ended with the host's boot, in words; else "".
+
+    The kernel forgets drivers, overrides, virtual functions and their MAC addresses, vGPUs: what is
+    there now was made by somebody else, or is another device.
+    """
+    if owned.boot == boot_id():
+        return ""
+    when = "the host was started anew since" if owned.boot else "the journal tells no boot"
+    return f"{when}: {owned.id} is left as it is now"
+
+
+def find_stranger(function: Rebinding, sysfs: Sysfs) -> str:
+    """Return that another device has a function's address now, in words; "" where none has."""
+    found = observe_identity(sysfs, function.address)
+    if function.identity.may_be(found):
+        return ""
+    return f"{function.address} is another device now: {found}; it was {function.identity}"
 
 
 def binding_obstacle(owned: OwnedSlice, sysfs: Sysfs) -> str:
@@ -66,15 +103,21 @@ async def bind_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
         raise Transient(obstacle)
 
 
-async def restore_slice(owned: OwnedSlice, sysfs: Sysfs, find: FindHolders) -> None:
+async def restore_slice(owned: OwnedSlice, sysfs: Sysfs, find: FindHolders) -> str:
     """Give functions that nobody holds back to the drivers that they had.
 
-    Raises Refused when one is held, Stuck when a driver does not come back.
+    Returns why some were left alone; "" where none was. Raises Refused when one is held, Stuck when
+    a driver does not come back.
     """
+    if because := find_end_of_boot(owned):
+        return because
     present = [each for each in owned.rebindings if sysfs.is_folder(f"{PCI}/{each.address}")]
+    strangers = {each.address: why for each in present if (why := find_stranger(each, sysfs))}
+    present = [each for each in present if each.address not in strangers]
     await require_free(sysfs, [f"{PCI}/{each.address}" for each in present], find)
     for function in reversed(present):
         await _restore(sysfs, function)
+    return "; ".join(strangers.values())
 
 
 def _require_possible(owned: OwnedSlice, sysfs: Sysfs) -> None:

@@ -33,12 +33,44 @@ class SliceChoice:
 
 
 @frozen
+class Identity:
+    """What device is at a PCI address: ``vendor:device``, the board's same, and its serial number.
+
+    Each is "" where nothing tells, and then says nothing against any device.
+    """
+
+    model: str = ""
+    board: str = ""
+    serial: str = ""
+
+    def may_be(self, other: "Identity") -> bool:
+        """Tell whether nothing shows that the two are different devices."""
+        mine, others = (
+            (self.model, self.board, self.serial),
+            (other.model, other.board, other.serial),
+        )
+        return all(
+            one == another or not (one and another)
+            for one, another in zip(mine, others, strict=True)
+        )
+
+    def __str__(self) -> str:
+        serial = f"serial number {self.serial}" if self.serial else ""
+        return ", ".join(word for word in (self.model, self.board, serial) if word)
+
+
+@frozen
 class Rebinding:
-    """A function that goes to vfio-pci, and what it had before (None: nothing)."""
+    """A function that goes to vfio-pci, and what it had before (None: nothing).
+
+    ``identity`` is the device that it was then: an address is given to another one when a card is
+    plugged in, or taken out.
+    """
 
     address: str
     former_driver: str | None
     former_override: str | None
+    identity: Identity = Identity()
 
 
 @frozen
@@ -49,6 +81,8 @@ class OwnedSlice:
     ``rebindings`` begin with the function itself. ``former_mac`` is what a network VF had.
     ``left_over``: its VM went on with another, but it could not be given back yet. ``adopted``: the
     operator gave it to the VM, which has not run with it yet; it stays even while that is stopped.
+    ``boot`` is the host's boot in which it was written (boot id): what was done to a device ends
+    with it. "" in journals that are older than this entry.
     """
 
     backend: Backend
@@ -64,6 +98,7 @@ class OwnedSlice:
     former_mac: str | None = None
     left_over: bool = False
     adopted: bool = False
+    boot: str = ""
 
     @property
     def asked_by(self) -> str:

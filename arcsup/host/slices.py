@@ -6,17 +6,25 @@ done is finished, and ``remove_slice`` undoes as much as there is.
 """
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 from arcsup.devices import Backend
 from arcsup.errors import Terminal, Transient
 from arcsup.host.accounts import Account
-from arcsup.host.binding import bind_slice, binding_obstacle, observe_binding, restore_slice
+from arcsup.host.binding import (
+    bind_slice,
+    binding_obstacle,
+    find_end_of_boot,
+    find_stranger,
+    observe_binding,
+    restore_slice,
+)
 from arcsup.host.cards import PCI
 from arcsup.host.display import find_console, observe_display
 from arcsup.host.holders import find_holders
+from arcsup.host.identity import boot_id
 from arcsup.host.in_use import FindHolders
 from arcsup.host.mdev import create_mdev, mdev_obstacle, remove_mdev
 from arcsup.host.network_vfs import observe_vf_mac, return_vf_mac, set_vf_mac
@@ -35,6 +43,7 @@ __all__ = [
     "is_stuck",
     "prepare_slice",
     "remove_slice",
+    "without_earlier_boots",
 ]
 
 
@@ -69,6 +78,7 @@ async def prepare_slice(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
         vram_mib=choice.vram_mib,
         mac=choice.mac,
         former_mac=await observe_vf_mac(sysfs, slice_id) if choice.mac is not None else None,
+        boot=boot_id(),
     )
 
 
@@ -91,21 +101,34 @@ async def create_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
 
 async def remove_slice(
     owned: OwnedSlice, sysfs: Sysfs, *, holders: FindHolders = find_holders
-) -> None:
+) -> str:
     """Take a slice back, or find it gone; what is not ours is left as it is.
 
-    ``holders`` looks who has VFIO devices open. Raises Refused while somebody has this one, Stuck
-    where the device does not come back.
+    ``holders`` looks who has VFIO devices open. Returns why something was left alone, "" where
+    nothing was. Raises Refused while somebody has this one, Stuck where the device does not come
+    back.
     """
+    if because := find_end_of_boot(owned):
+        return because
     match owned.backend:
         case Backend.MDEV:
             await remove_mdev(owned, sysfs, holders)
         case Backend.VENDOR_VFIO:
             await remove_vendor(owned, sysfs, holders)
         case Backend.SRIOV | Backend.PASSTHROUGH:
-            if owned.mac is not None:
+            if owned.mac is not None and not find_stranger(owned.rebindings[0], sysfs):
                 await return_vf_mac(owned, sysfs, holders)
-            await restore_slice(owned, sysfs, holders)
+            return await restore_slice(owned, sysfs, holders)
+    return ""
+
+
+def without_earlier_boots(slices: Iterable[OwnedSlice]) -> list[OwnedSlice]:
+    """Return the slices of a journal that may still be as it tells.
+
+    What an earlier boot of the host had is nobody's now: it was made anew, or is another device.
+    """
+    now = boot_id()
+    return [owned for owned in slices if owned.boot in ("", now)]
 
 
 def is_stuck(owned: OwnedSlice, sysfs: Sysfs) -> str:

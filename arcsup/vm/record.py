@@ -13,7 +13,7 @@ from typing import Any
 
 import cattrs
 import trio
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from cattrs.preconf.json import make_converter
 
 from arcsup.durable import sync_folder, write_durably
@@ -255,12 +255,20 @@ def _read(path: Path) -> Record:
                 f"{path} was written by a newer arcsup",
                 "install that version again, or end its VMs, remove the file and start the daemon",
             )
-        return _converter.structure(raw, Record)
+        return _with_boots(_converter.structure(raw, Record))
     except (OSError, ValueError, TypeError, RecursionError, cattrs.BaseValidationError) as error:
         raise Terminal(
             f"{path} cannot be read: {error}",
             WHAT_TO_DO,
         ) from error
+
+
+def _with_boots(record: Record) -> Record:
+    """Return a record whose slices tell their boot: those of older journals have their QEMU's."""
+    if record.launch is None:
+        return record
+    boot = record.launch.boot_id
+    return evolve(record, slices=tuple(evolve(it, boot=it.boot or boot) for it in record.slices))
 
 
 def _write(path: Path, record: Record) -> None:

@@ -73,10 +73,20 @@ def _identity(owned: OwnedSlice) -> tuple[str, str, str | None]:
 
 
 def _take_up(owned: OwnedSlice, had: OwnedSlice | None) -> OwnedSlice:
-    """Return what a VM had, for what asks for it now."""
-    if had is None:
+    """Return what a VM had, for what asks for it now.
+
+    Not what another boot of the host had, nor another device: what is seen now was before us then.
+    """
+    if had is None or had.boot != owned.boot or not _is_same_device(had, owned):
         return owned
     return evolve(had, slot=owned.slot, mac=owned.mac, left_over=False, adopted=False)
+
+
+def _is_same_device(had: OwnedSlice, owned: OwnedSlice) -> bool:
+    known = {each.address: each.identity for each in had.rebindings}
+    return all(
+        known.get(each.address, each.identity).may_be(each.identity) for each in owned.rebindings
+    )
 
 
 def _usable(owned: OwnedSlice, sysfs: Sysfs, iommufd: bool) -> bool:
@@ -122,9 +132,9 @@ async def release_slices(vm: ManagedVm, workshop: Workshop) -> bool:
 
 
 async def give_back(vm: ManagedVm, workshop: Workshop, owned: OwnedSlice) -> bool:
-    """Give back one slice; tell, once, what keeps it from that."""
+    """Give back one slice; tell, once, what keeps it from that, and what was left alone and why."""
     try:
-        await remove_slice(owned, Sysfs(workshop.places.sysfs))
+        left_alone = await remove_slice(owned, Sysfs(workshop.places.sysfs))
     except ArcsupError as error:
         what = f"{owned.id}: {error.message}"
         told = vm.conditions.get("DevicesReturned")
@@ -132,7 +142,10 @@ async def give_back(vm: ManagedVm, workshop: Workshop, owned: OwnedSlice) -> boo
             workshop.tell(vm.name, "device-kept", what, id=owned.id)
         vm.set_condition("DevicesReturned", type(error).__name__, what, status=False)
         return False
-    workshop.tell(vm.name, "device-returned", _in_words(owned), id=owned.id)
+    if left_alone:
+        workshop.tell(vm.name, "device-left-alone", left_alone, id=owned.id)
+    else:
+        workshop.tell(vm.name, "device-returned", _in_words(owned), id=owned.id)
     return True
 
 
