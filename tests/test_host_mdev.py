@@ -61,7 +61,7 @@ def test_a_device_is_usable_once_its_type_and_driver_are_there(tmp_path: Path) -
     ("holders", "why"),
     [
         (Holders({"5": (41, 42)}), f"{UUID} is in use by process 41, 42"),
-        (Holders(complete=False), f"who uses {UUID} cannot be told"),
+        (Holders(unseen=(9999999,)), f"who uses {UUID} cannot be told"),
     ],
 )
 async def test_nothing_is_written_unless_it_is_proven_free(

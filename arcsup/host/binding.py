@@ -5,9 +5,13 @@ Source: Documentation/ABI/testing/sysfs-bus-pci, drivers/pci/pci-driver.c.
 """
 
 import errno
+from collections.abc import Callable, Collection, Mapping
+
+import trio
 
 from arcsup.errors import Refused, Stuck, Terminal, Transient
 from arcsup.host.cards import PCI
+from arcsup.host.host_use import find_host_use
 from arcsup.host.identity import boot_id
 from arcsup.host.in_use import FindHolders, require_free
 from arcsup.host.iommu import IommuGroups
@@ -16,6 +20,8 @@ from arcsup.host.sysfs import Sysfs
 from arcsup.host.writer import Word, comes_true, explain, read_sysfs, write_sysfs
 
 VFIO_PCI = "vfio-pci"
+
+FindHostUse = Callable[[Sysfs, Collection[str]], Mapping[str, str]]
 
 _SECONDS = 15.0
 _LOOK_SECONDS = 5.0
@@ -97,6 +103,8 @@ async def bind_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
     What is half done stays so: ``restore_slice`` undoes it. Raises Transient, Stuck or Terminal.
     """
     _require_possible(owned, sysfs)
+    if not owned.force:
+        await require_unused(sysfs, [function.address for function in owned.rebindings])
     for function in owned.rebindings:
         await _bind(sysfs, function.address)
     if obstacle := binding_obstacle(owned, sysfs):
@@ -118,6 +126,22 @@ async def restore_slice(owned: OwnedSlice, sysfs: Sysfs, find: FindHolders) -> s
     for function in reversed(present):
         await _restore(sysfs, function)
     return "; ".join(strangers.values())
+
+
+async def require_unused(
+    sysfs: Sysfs, addresses: Collection[str], *, find: FindHostUse = find_host_use
+) -> None:
+    """Look whether the host uses any of these functions. Raises Transient with who does, and how.
+
+    Its driver would let it go from under a program, or never (NVIDIA's): so before any is touched.
+    """
+    # Thousands of small reads in /proc.
+    used = await trio.to_thread.run_sync(find, sysfs, addresses)
+    if used:
+        raise Transient(
+            "; ".join(f"{address} {use}" for address, use in used.items()),
+            "end that use, or let the VM take it all the same with `force: true` in its request",
+        )
 
 
 def _require_possible(owned: OwnedSlice, sysfs: Sysfs) -> None:

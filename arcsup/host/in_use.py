@@ -1,22 +1,29 @@
 """Proving that nobody has a device open before anything is taken from it."""
 
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import trio
 
 from arcsup.errors import Refused
-from arcsup.host.holders import Holders
+from arcsup.host.holders import Holders, describe_process
 from arcsup.host.iommu import IommuGroups
 from arcsup.host.sysfs import Sysfs
+
+DEV = Path("/dev")
 
 FindHolders = Callable[[], Holders]
 
 
-async def require_free(sysfs: Sysfs, devices: Iterable[str], find: FindHolders) -> None:
+async def require_free(
+    sysfs: Sysfs, devices: Iterable[str], find: FindHolders, *, dev: Path = DEV
+) -> None:
     """Look who has the devices at these paths, or their groups, open.
 
-    Raises Refused with the pids, or when some process could not be looked into: the kernel gives
-    no EBUSY here, it sleeps until the last one has closed.
+    Raises Refused with the pids, or with the process that could not be looked into, unless the
+    kernel shows that nobody has the device's group: what is taken away gives no EBUSY, it sleeps
+    until the last one has closed.
     """
     # Thousands of small reads in /proc.
     holders = await trio.to_thread.run_sync(find)
@@ -31,8 +38,22 @@ async def require_free(sysfs: Sysfs, devices: Iterable[str], find: FindHolders) 
                 f"{name} is in use by process {who}",
                 "nothing was changed: end that process first",
             )
-        if not holders.complete:
+        if holders.unseen and not _has_no_user(groups.number_of(device), dev):
+            who = describe_process(holders.unseen[0])
             raise Refused(
-                f"who uses {name} cannot be told: some processes could not be looked into",
-                "run arcsup's daemon as root",
+                f"who uses {name} cannot be told: {who} could not be looked into",
+                "let arcsup's daemon look into that process (as root), or end it",
             )
+
+
+def _has_no_user(group: int | None, dev: Path) -> bool:
+    """Tell whether the kernel lets us have a group, which it gives to one at a time.
+
+    Also none of its devices is open by a node of its own then (vfio_group_fops_open in
+    drivers/vfio/group.c: EBUSY). Asked only in doubt, because for that moment nobody else gets it.
+    """
+    try:
+        os.close(os.open(dev / "vfio" / str(group), os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
+    except OSError:
+        return False
+    return True

@@ -12,7 +12,8 @@ class SliceChoice:
 
     ``type`` may be the kernel's id or the vendor's name. ``companions`` are the functions that go
     along with a whole card. ``forced`` takes even the host's own display. ``mac`` is for a VF of a
-    network card, whose ``slot`` is its number in ``networks``.
+    network card, whose ``slot`` is its number in ``networks``. ``force`` takes what the host's
+    programs use, too.
     """
 
     backend: Backend
@@ -25,6 +26,7 @@ class SliceChoice:
     vram_mib: MiB | None = None
     forced: bool = False
     mac: str | None = None
+    force: bool = False
 
     @property
     def asked_by(self) -> str:
@@ -82,7 +84,7 @@ class OwnedSlice:
     ``left_over``: its VM went on with another, but it could not be given back yet. ``adopted``: the
     operator gave it to the VM, which has not run with it yet; it stays even while that is stopped.
     ``boot`` is the host's boot in which it was written (boot id): what was done to a device ends
-    with it. "" in journals that are older than this entry.
+    with it. "" in journals that are older than this entry. ``force`` is its choice's.
     """
 
     backend: Backend
@@ -99,6 +101,7 @@ class OwnedSlice:
     left_over: bool = False
     adopted: bool = False
     boot: str = ""
+    force: bool = False
 
     @property
     def asked_by(self) -> str:

@@ -19,6 +19,7 @@ from arcsup.host.binding import (
     find_end_of_boot,
     find_stranger,
     observe_binding,
+    require_unused,
     restore_slice,
 )
 from arcsup.host.cards import PCI
@@ -51,7 +52,7 @@ async def prepare_slice(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
     """Look at what a choice would change, and change nothing.
 
     Raises Terminal for the host's own display without ``forced``, Transient where something is
-    not there yet, Stuck where the kernel does not answer.
+    not there yet, or the host uses it (without ``force``), Stuck where the kernel does not answer.
     """
     slice_id, slice_type = choice.id, choice.type
     rebindings: tuple[Rebinding, ...] = ()
@@ -65,6 +66,8 @@ async def prepare_slice(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
         if choice.backend is Backend.PASSTHROUGH and not choice.forced:
             for address in addresses:
                 _require_not_the_hosts(sysfs, address)
+        if not choice.force:
+            await require_unused(sysfs, addresses)
         rebindings = tuple([await observe_binding(sysfs, address) for address in addresses])
     return OwnedSlice(
         backend=choice.backend,
@@ -79,6 +82,7 @@ async def prepare_slice(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
         mac=choice.mac,
         former_mac=await observe_vf_mac(sysfs, slice_id) if choice.mac is not None else None,
         boot=boot_id(),
+        force=choice.force,
     )
 
 

@@ -1,0 +1,182 @@
+"""What of the host uses a PCI function: asked before a driver is taken from it.
+
+Nothing in the kernel refuses to take it away: NVIDIA's driver then sleeps until its last user has
+gone (nv_pci_remove_helper in nv-pci.c), others kill what uses the device. Sources: uevent's
+DEVNAME, proc_pid_fd(5), proc_pid_mountinfo(5), proc_swaps(5), sysfs-class-net (operstate), and
+/proc/driver/nvidia/gpus/ADDRESS/information of NVIDIA's driver.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from attrs import field, frozen
+
+from arcsup.host.cards import PCI
+from arcsup.host.holders import PROC, describe_process, visit_open_files
+from arcsup.host.iommu import is_vfio_driver
+from arcsup.host.sriov import find_network_use
+from arcsup.host.sysfs import Sysfs
+
+_DEVNAME = re.compile(r"^DEVNAME=(.+)$", re.MULTILINE)
+_DRM = re.compile(r"(card|renderD)\d+")
+_WATCHED_BY_ALL = re.compile(r"(snd/control|input/)")
+"""Sound servers have the mixer of every card open, and sessions the plugs of its sockets, without
+using the card."""
+
+_MINOR = re.compile(r"^Device Minor:\s*(\d+)", re.MULTILINE)
+_DEVICES_DEEP = 12
+"""Folders below a function that are looked into: a keyboard behind two hubs is at eight."""
+
+_USB = "0c03"
+
+
+@frozen
+class _Below:
+    """What the drivers have made below a function.
+
+    ``nodes`` are paths of device nodes; ``disks`` the kernel's names of disks and partitions, with
+    their numbers; ``inputs`` what a USB controller has of keyboards and the like.
+    """
+
+    nodes: set[str] = field(factory=set)
+    disks: dict[str, str] = field(factory=dict)
+    held_disks: dict[str, str] = field(factory=dict)
+    links: list[str] = field(factory=list)
+    inputs: list[str] = field(factory=list)
+
+
+def find_host_use(sysfs: Sysfs, addresses: Iterable[str], *, proc: Path = PROC) -> dict[str, str]:
+    """Return what of the host uses these functions, as "is …" or "has …", by address.
+
+    Those that nobody uses, that have no driver, or are on a VFIO driver, have no entry. A process
+    that may not be looked into may use each that has a node: that is said, for nobody knows.
+    Thousands of small reads: call it from a thread.
+    """
+    found: dict[str, str] = {}
+    nodes: dict[str, str] = {}
+    for address in addresses:
+        path = f"{PCI}/{address}"
+        driver = sysfs.link_name(f"{path}/driver")
+        if driver is None or is_vfio_driver(sysfs, path, driver):
+            continue
+        below = _look_below(sysfs, path)
+        if use := find_network_use(sysfs, path) or _used_by_kernel(below, proc):
+            found[address] = use
+        if driver == "nvidia":
+            below.nodes.update(_nvidia_nodes(proc, address))
+        nodes |= dict.fromkeys(below.nodes, address)
+    for address, use in _used_by_processes(nodes, proc).items():
+        found.setdefault(address, use)
+    return found
+
+
+def _look_below(sysfs: Sysfs, path: str) -> _Below:
+    below = _Below()
+    is_usb = sysfs.hex_digits(f"{path}/class", 6).startswith(_USB)
+    for device in _devices_below(sysfs.real(path) or path, sysfs):
+        parts = device.split("/")
+        kind, name = parts[-2], parts[-1]
+        node = _DEVNAME.search(sysfs.text(f"{device}/uevent") or "")
+        subsystem = sysfs.link_name(f"{device}/subsystem")
+        if subsystem == "block":
+            below.disks[name] = sysfs.text(f"{device}/dev") or ""
+            if holders := sysfs.names(f"{device}/holders"):
+                below.held_disks[name] = holders[0]
+        if kind == "net" and is_usb and sysfs.text(f"{device}/operstate") not in (None, "down"):
+            below.links.append(name)
+        if kind == "input" and is_usb and name.startswith("input"):
+            below.inputs.append(sysfs.text(f"{device}/name") or name)
+        if node is not None and not _WATCHED_BY_ALL.match(node[1]):
+            below.nodes.add(f"/dev/{node[1]}")
+        elif kind == "drm" and _DRM.fullmatch(name):
+            below.nodes.add(f"/dev/dri/{name}")
+    return below
+
+
+def _devices_below(top: str, sysfs: Sysfs) -> Iterator[str]:
+    """Yield the folders below a device, without following links: those lead to other devices."""
+    root = sysfs.full(top)
+    for folder, names, _ in os.walk(root):
+        if folder.removeprefix(root).count("/") >= _DEVICES_DEEP:
+            names.clear()
+        yield from (os.path.relpath(f"{folder}/{name}", sysfs.root) for name in names)
+
+
+def _used_by_kernel(below: _Below, proc: Path) -> str:
+    """Return what uses a function without having a file of it open."""
+    if below.links:
+        return f"has the host's network interface {below.links[0]}"
+    if below.inputs:
+        return f"has the host's input device {below.inputs[0]!r}"
+    for disk, holder in below.held_disks.items():
+        return f"has the disk {disk}, which {holder} is made of"
+    return _mount_of(below.disks, proc) or _swap_of(below.disks, proc)
+
+
+def _mount_of(disks: dict[str, str], proc: Path) -> str:
+    if not disks:
+        return ""
+    for line in _lines(proc / "self/mountinfo"):
+        before, _, after = line.partition(" - ")
+        fields, source = before.split(" "), after.split(" ")
+        if len(fields) < 5 or len(source) < 2:
+            continue
+        for disk, number in disks.items():
+            # btrfs mounts under a number of its own, and tells the device's path.
+            if fields[2] == number or source[1] == f"/dev/{disk}":
+                return f"has the file system at {fields[4]} (on {disk})"
+    return ""
+
+
+def _swap_of(disks: dict[str, str], proc: Path) -> str:
+    if not disks:
+        return ""
+    for line in _lines(proc / "swaps"):
+        for disk in disks:
+            if line.split(" ")[0] == f"/dev/{disk}":
+                return f"has swap space of the host (on {disk})"
+    return ""
+
+
+def _lines(file: Path) -> list[str]:
+    try:
+        return file.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+
+
+def _nvidia_nodes(proc: Path, address: str) -> Iterator[str]:
+    information = "\n".join(_lines(proc / f"driver/nvidia/gpus/{address}/information"))
+    if match := _MINOR.search(information):
+        yield f"/dev/nvidia{match[1]}"
+
+
+def _used_by_processes(nodes: dict[str, str], proc: Path) -> dict[str, str]:
+    """Return in words by which processes functions are used; ``nodes`` is node -> address."""
+    if not nodes:
+        return {}
+    users: dict[str, dict[int, str]] = {}
+
+    def visit(pid: int, target: str) -> None:
+        # In a chroot or a container the same node may have something before it.
+        _, dev, name = target.removesuffix(" (deleted)").rpartition("/dev/")
+        node = f"/dev/{name}"
+        if dev and node in nodes:
+            users.setdefault(nodes[node], {}).setdefault(pid, node)
+
+    unseen = visit_open_files(proc, visit)
+    found = {address: _describe(by_pid, proc) for address, by_pid in users.items()}
+    if unseen:
+        who = describe_process(unseen[0], proc)
+        for address in nodes.values():
+            found.setdefault(address, f"may be used by {who}, which may not be looked into")
+    return found
+
+
+def _describe(by_pid: dict[int, str], proc: Path) -> str:
+    # systemd keeps what a session has open; the session's program says more.
+    pid = min(by_pid, key=lambda pid: (pid == 1, pid))
+    more = f" and {len(by_pid) - 1} more" if len(by_pid) > 1 else ""
+    return f"is used by {describe_process(pid, proc)} through {by_pid[pid]}{more}"
