@@ -59,6 +59,13 @@ def wants_devices(vm: Vm) -> bool:
     return has_network or any(request.kind is not GpuKind.VIRTIO for request in vm.gpus)
 
 
+def awaits_whole_card(vm: ManagedVm) -> bool:
+    """Tell whether a VM that is down asks for a whole card."""
+    return vm.phase is Phase.DOWN and any(
+        request.kind is GpuKind.PASSTHROUGH for request in vm.vm.gpus
+    )
+
+
 @define(eq=False)
 class Allocation:
     """The one place that knows which slice goes where."""
@@ -73,6 +80,8 @@ class Allocation:
     uniform: frozenset[str] = frozenset()
     """Cards that could not be put in mixed-size mode."""
     strikes: dict[str, int] = field(factory=dict)
+    used: Mapping[str, str] = field(factory=dict)
+    """What of the host uses a card or what goes along with it, by card."""
     losses: Losses = field(
         default=Factory(lambda it: Losses(it.look.sysfs), takes_self=True), kw_only=True
     )
@@ -83,9 +92,10 @@ class Allocation:
         self.look.also = self.named
         self.look.lost = self.losses.lost
 
-    async def observe(self) -> None:
-        """Look at the host's GPUs."""
+    async def observe(self, *, whole: bool = True) -> None:
+        """Look at the host's GPUs; ``whole``: also at who on the host uses those of its drivers."""
         self.inventory = await self.look.observe()
+        self.used = await self.look.find_use(self.inventory) if whole else {}
         slices = {piece.id for card in self.inventory.cards for piece in card.slices}
         vfs = (vf for card in self.inventory.network_cards for vf in card.vfs)
         self._present = frozenset(slices | {vf.address for vf in vfs if vf.vm is not None})
@@ -165,6 +175,7 @@ class Allocation:
             uniform=self.uniform,
             lost=self.losses.lost(),
             owed=_find_owed(vms, up),
+            used=self.used,
         )
         return [requests_of(vm) for vm in asking], with_owners(inventory, owners), policy, held
 
@@ -248,6 +259,7 @@ def _as_slice_choice(slot: int, choice: Choice) -> SliceChoice:
         companions=choice.companions,
         vram_mib=choice.vram_mib,
         forced=choice.forced,
+        force=choice.force,
     )
 
 

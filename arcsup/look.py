@@ -7,7 +7,9 @@ import trio
 from attrs import define, evolve, field
 
 from arcsup.card_state import mark_cards
-from arcsup.devices import Inventory
+from arcsup.devices import Backend, Card, Inventory
+from arcsup.host.holders import PROC
+from arcsup.host.host_use import find_host_use
 from arcsup.host.inventory import observe_inventory
 from arcsup.host.pci_ids import PciIds
 from arcsup.host.surroundings import TypeSizes, look_around
@@ -65,6 +67,31 @@ class DeviceLook:
             return self.last
         stuck = f"{self.sysfs}: no answer for {PATIENCE:g} s; this is how it was before"
         return evolve(self.last, stale=True, faults=(*self.last.faults, stuck))
+
+    async def find_use(self, inventory: Inventory) -> Mapping[str, str]:
+        """Return what of the host uses the cards that can be handed out whole, by card.
+
+        Nothing where the kernel does not answer: who takes a card looks again.
+        """
+        cards = [card for card in inventory.cards if Backend.PASSTHROUGH in card.backends]
+        with trio.move_on_after(PATIENCE):
+            return await trio.to_thread.run_sync(
+                self._find_use, cards, abandon_on_cancel=True, limiter=self._one
+            )
+        return {}
+
+    def _find_use(self, cards: list[Card]) -> dict[str, str]:
+        along = {card.address: [card.address, *(it.address for it in card.companions)]
+                 for card in cards}  # fmt: skip
+        functions = [address for addresses in along.values() for address in addresses]
+        # The processes of this host have nothing of another's tree open.
+        proc = PROC if self.sysfs.resolve() == Path("/sys") else None
+        used = find_host_use(Sysfs(self.sysfs), functions, proc=proc)
+        return {
+            card: "; ".join(f"{it} {used[it]}" for it in addresses if it in used)
+            for card, addresses in along.items()
+            if any(it in used for it in addresses)
+        }
 
     def _mark(self, inventory: Inventory) -> Inventory:
         return mark_cards(

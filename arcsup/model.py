@@ -188,6 +188,7 @@ class GpuRequest:
     device: str = ""
     count: int = 1
     optional: bool = False
+    force: bool = False
 
 
 @frozen

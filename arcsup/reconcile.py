@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import trio
 from attrs import define, field
 
-from arcsup.allocation import policy_of, wants_devices
+from arcsup.allocation import awaits_whole_card, policy_of, wants_devices
 from arcsup.alongside import leaves
 from arcsup.control.metrics import Metrics
 from arcsup.control.reading_socket import ReadingSocket
@@ -153,7 +153,7 @@ class Reconciler:
             # Whoever lacked a device, and asks for none any more, must not go on waiting for it.
             return self.fleet.look() if allocation.forget_assignment() else view
         if allocation.inventory is None or not reasons or reasons & _OF_DEVICES:
-            await allocation.observe()
+            await allocation.observe(whole=any(map(awaits_whole_card, vms)))
         if allocation.inventory is not None:
             self.keeper.tend(allocation.inventory, allocation.policy.cards, self._users())
             allocation.busy = dict(self.keeper.busy)

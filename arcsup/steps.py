@@ -53,11 +53,17 @@ def _takes(fleet: Fleet, name: VmName) -> Iterator[Step]:
         elif not outcome.exists:
             makes = outcome.backend in (Backend.MDEV, Backend.VENDOR_VFIO)
             yield Step(
-                "make" if makes else "bind", _describe(outcome), f"{what}: {outcome.because}"
+                "make" if makes else "bind", _describe(outcome), f"{what}: {_because(outcome)}"
             )
     for (owner, number), chosen in fleet.allocation.networks.items():
         if owner == name and isinstance(chosen, NetworkChoice) and not chosen.kept:
             yield Step("bind", chosen.vf, f"networks[{number}] of {name}")
+
+
+def _because(choice: Choice) -> str:
+    along = f"; along with it go {', '.join(choice.companions)}" if choice.companions else ""
+    force = "; whatever of the host uses it (force)" if choice.force else ""
+    return f"{choice.because}{along}{force}"
 
 
 def _describe(choice: Choice) -> str:

@@ -146,3 +146,32 @@ def test_a_journal_that_may_not_be_read_is_no_permission(host: SmallHost, cli: C
         assert cli("plan", "--offline", *places(host)).code == 5
     finally:
         host.places.state.chmod(0o700)
+
+
+CARD = "0000:04:00.0"
+
+
+@pytest.mark.parametrize("state", ["up", "down"])
+def test_a_plan_names_what_goes_along_with_a_card_and_what_the_host_uses_of_it(
+    tmp_path: Path, state: str
+) -> None:
+    host = SmallHost(tmp_path)
+    files = {"driver_override": "(null)\n"}
+    host.tree.populate_pci(CARD, driver="amdgpu", group=5, files=files)
+    usb = host.tree.populate_pci(
+        "0000:04:00.3", pci_class="0x0c0330", driver="xhci_hcd", group=5, files=files
+    )
+    host.tree.write(f"{usb}/usb1/1-1/1-1:1.0/net/enx0/operstate", f"{state}\n")
+    host.drop("vm", f"memory: 64\ngpus: [{{kind: passthrough, address: '{CARD}'}}]\n")
+    first, *_ = plan_offline(host.places, Config())
+    if state == "down":
+        assert (first.verb, first.object) == ("bind", CARD)
+        assert first.because.endswith("; along with it go 0000:04:00.3")
+    else:
+        assert (first.verb, first.object) == ("wait", "vm")
+        assert "0000:04:00.3 has the host's network interface enx0" in first.because
+        forced = f"{{kind: passthrough, address: '{CARD}', force: true}}"
+        host.drop("vm", f"memory: 64\ngpus: [{forced}]\n")
+        first, *_ = plan_offline(host.places, Config())
+        assert (first.verb, first.object) == ("bind", CARD)
+        assert first.because.endswith("; whatever of the host uses it (force)")

@@ -452,3 +452,23 @@ def test_what_a_start_under_way_is_about_to_take_is_nobody_elses(optional: bool)
         assert chosen(outcomes[B, 0]).id == got.id
         ids = [it.id for it in outcomes.values() if isinstance(it, Choice)]
         assert len(set(ids)) == len(ids)
+
+
+def test_an_idle_card_is_taken_and_one_that_the_host_uses_only_by_force() -> None:
+    policy = Policy(used={FIRST: f"{FIRST} is used by process 4711 (Xorg) through /dev/dri/card0"})
+    cards = [a6000(FIRST), evolve(a6000(SECOND), group=IommuGroup(8, (SECOND,)))]
+    whole = GpuRequest(kind=GpuKind.PASSTHROUGH)
+    named = evolve(whole, address=PciAddress(FIRST))
+
+    def get(request: GpuRequest, held: dict[Place, Held] | None = None) -> Choice | Refusal:
+        outcomes = assign([vm(A, request)], Inventory(cards=tuple(cards)), policy, held or {})
+        return outcomes.outcomes[A, 0]
+
+    assert chosen(get(whole)).id == SECOND
+    refusal = refused(get(named))
+    assert "process 4711 (Xorg) through /dev/dri/card0; `force: true`" in str(refusal)
+    assert refusal.waiting_for == (WaitFor.CAPACITY,)
+    had = {(A, 0): Held(Backend.PASSTHROUGH, FIRST, FIRST, None, FIRST, in_use=False)}
+    assert refused(get(named, had)) == refusal, "to have had it before is no right to it"
+    taken = chosen(get(evolve(named, force=True)))
+    assert (taken.id, taken.force) == (FIRST, True)

@@ -350,3 +350,10 @@ def test_differences_name_the_keys_of_the_file() -> None:
     assert differences(old, evolve(old, display=Display(DisplayType.VNC, port=5901))) == (
         "display",
     )
+
+
+def test_only_a_function_that_is_named_can_be_taken_by_force() -> None:
+    parsed = read_vm("gpus: [{kind: passthrough, force: true}]\n", Path("a.yaml"), MACHINE)
+    assert [fault.message for fault in parsed.faults] == [
+        "is for the very function that `address` names, and there is none"
+    ]

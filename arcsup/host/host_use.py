@@ -47,11 +47,14 @@ class _Below:
     inputs: list[str] = field(factory=list)
 
 
-def find_host_use(sysfs: Sysfs, addresses: Iterable[str], *, proc: Path = PROC) -> dict[str, str]:
+def find_host_use(
+    sysfs: Sysfs, addresses: Iterable[str], *, proc: Path | None = PROC
+) -> dict[str, str]:
     """Return what of the host uses these functions, as "is …" or "has …", by address.
 
     Those that nobody uses, that have no driver, or are on a VFIO driver, have no entry. A process
     that may not be looked into may use each that has a node: that is said, for nobody knows.
+    ``proc`` None is for the tree of another host: then only what the tree tells is found.
     Thousands of small reads: call it from a thread.
     """
     found: dict[str, str] = {}
@@ -64,11 +67,12 @@ def find_host_use(sysfs: Sysfs, addresses: Iterable[str], *, proc: Path = PROC) 
         below = _look_below(sysfs, path)
         if use := find_network_use(sysfs, path) or _used_by_kernel(below, proc):
             found[address] = use
-        if driver == "nvidia":
+        if driver == "nvidia" and proc is not None:
             below.nodes.update(_nvidia_nodes(proc, address))
         nodes |= dict.fromkeys(below.nodes, address)
-    for address, use in _used_by_processes(nodes, proc).items():
-        found.setdefault(address, use)
+    if proc is not None:
+        for address, use in _used_by_processes(nodes, proc).items():
+            found.setdefault(address, use)
     return found
 
 
@@ -104,7 +108,7 @@ def _devices_below(top: str, sysfs: Sysfs) -> Iterator[str]:
         yield from (os.path.relpath(f"{folder}/{name}", sysfs.root) for name in names)
 
 
-def _used_by_kernel(below: _Below, proc: Path) -> str:
+def _used_by_kernel(below: _Below, proc: Path | None) -> str:
     """Return what uses a function without having a file of it open."""
     if below.links:
         return f"has the host's network interface {below.links[0]}"
@@ -112,12 +116,12 @@ def _used_by_kernel(below: _Below, proc: Path) -> str:
         return f"has the host's input device {below.inputs[0]!r}"
     for disk, holder in below.held_disks.items():
         return f"has the disk {disk}, which {holder} is made of"
+    if proc is None or not below.disks:
+        return ""
     return _mount_of(below.disks, proc) or _swap_of(below.disks, proc)
 
 
 def _mount_of(disks: dict[str, str], proc: Path) -> str:
-    if not disks:
-        return ""
     for line in _lines(proc / "self/mountinfo"):
         before, _, after = line.partition(" - ")
         fields, source = before.split(" "), after.split(" ")
@@ -131,8 +135,6 @@ def _mount_of(disks: dict[str, str], proc: Path) -> str:
 
 
 def _swap_of(disks: dict[str, str], proc: Path) -> str:
-    if not disks:
-        return ""
     for line in _lines(proc / "swaps"):
         for disk in disks:
             if line.split(" ")[0] == f"/dev/{disk}":

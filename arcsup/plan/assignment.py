@@ -86,6 +86,7 @@ class Policy:
     ``uniform`` are those that could not be put in mixed mode. ``lost`` says of a card or a VF,
     by address, why it is of no use although it is there. ``owed`` are functions, by address, that
     a VM is to give back first: its record names them, whether they are anything of it now or not.
+    ``used`` says of cards, by address, what of the host uses them or what goes along with them.
     """
 
     cards: tuple[CardPolicy, ...] = ()
@@ -95,6 +96,7 @@ class Policy:
     uniform: frozenset[str] = frozenset()
     lost: Mapping[str, str] = field(factory=dict)
     owed: Mapping[str, VmName] = field(factory=dict)
+    used: Mapping[str, str] = field(factory=dict)
 
 
 class WaitFor(StrEnum):
@@ -137,7 +139,8 @@ class Choice:
 
     ``exists`` says that it is there already; else it is to be made of ``type`` on ``parent``.
     ``because`` says what spoke for it. With a whole card go its ``companions``; ``forced`` says
-    that it is the host's display, and that the operator named it all the same.
+    that it is the host's display, and that the operator named it all the same. ``force`` takes what
+    the host uses, too.
     """
 
     backend: Backend
@@ -152,6 +155,7 @@ class Choice:
     because: str
     companions: tuple[str, ...] = ()
     forced: bool = False
+    force: bool = False
 
 
 @frozen

@@ -137,6 +137,8 @@ class Candidates:
             rank = self.rank(room, offer) if is_wanted(request, offer) else None
             if rank is None or mismatch(request, offer):
                 continue
+            if is_kept_by_host(room, offer, request):
+                continue
             if room.find_parent(offer, parent_named(request, room)) is not None:
                 yield self._candidate(self.weigh(offer, rank, nodes), offer)
 
@@ -219,6 +221,11 @@ def make_candidates(inventory: Inventory, policy: Policy) -> Candidates:
 def is_open(room: CardRoom, offer: Offer) -> bool:
     """Tell whether a card gives an offer to requests that do not name the card."""
     return offer.id != WHOLE or GpuKind.PASSTHROUGH not in room.obstacles
+
+
+def is_kept_by_host(room: CardRoom, offer: Offer, request: GpuRequest) -> bool:
+    """Tell whether a card would be given whole that the host uses, without being forced to."""
+    return offer.id == WHOLE and room.use is not None and not request.force
 
 
 def is_wanted(request: GpuRequest, offer: Offer) -> bool:

@@ -26,6 +26,7 @@ from arcsup.plan.candidates import (
     Candidate,
     Candidates,
     Preference,
+    is_kept_by_host,
     is_open,
     is_wanted,
     make_candidates,
@@ -237,6 +238,7 @@ class Planner:
             return None
         names = bool(request.address or request.parent)
         suits = self.candidates.named_room(request) is room if names else is_open(room, offer)
+        suits = suits and not is_kept_by_host(room, offer, request)
         if not suits or mismatch(request, offer) or self.candidates.rank(room, offer) is None:
             return None
         former = before.id if before.backend is Backend.SRIOV else before.parent
@@ -262,6 +264,7 @@ class Planner:
             because=because,
             companions=tuple(each.address for each in card.companions) if is_whole else (),
             forced=is_whole and (card.boot_vga or bool(card.in_use_by_host)),
+            force=take.request.force,
         )
 
 

@@ -48,7 +48,8 @@ def find_obstacle(
     if bar := find_bar(card, policy, table):
         return bar
     if kind is GpuKind.PASSTHROUGH:
-        return _passthrough_obstacle(card, named=named)
+        use = None if named else find_use(card, policy)
+        return _passthrough_obstacle(card, named=named) or use
     if not card.usable:
         return Obstacle(card.why or "not usable", None if card.driver else WaitFor.DRIVER)
     if any(backend in BACKENDS[kind] for backend in card.backends):
@@ -68,6 +69,14 @@ def find_bar(card: Card, policy: Policy, table: PolicyTable) -> Obstacle | None:
     if card.address in policy.quarantined:
         return Obstacle(QUARANTINED)
     return _find_debt(card.address, policy)
+
+
+def find_use(card: Card, policy: Policy) -> Obstacle | None:
+    """Return what of the host uses a card: a named one is only taken from it by ``force``."""
+    use = policy.used.get(card.address)
+    return (
+        Obstacle(f"{use}; `force: true` takes it all the same", WaitFor.CAPACITY) if use else None
+    )
 
 
 def _find_debt(address: str, policy: Policy) -> Obstacle | None:

@@ -149,7 +149,11 @@ class Explainer:
         kind = request.kind
         if request.address or request.parent:
             rooms = [room for room in self.candidates.rooms if 1 << room.order & cards]
-            obstacles = [(why, 1 << room.order) for room in rooms if (why := room.obstacle(kind))]
+            obstacles = [
+                (why, 1 << room.order)
+                for room in rooms
+                if (why := room.obstacle(kind, force=request.force))
+            ]
         else:
             if kind not in self._obstacles:
                 self._obstacles[kind] = list(self._find_obstacles(kind))

@@ -18,7 +18,14 @@ from arcsup.plan.capacity import (
     make_shares,
     shared_pool,
 )
-from arcsup.plan.obstacles import Obstacle, PolicyTable, find_bar, find_obstacle, vf_obstacle
+from arcsup.plan.obstacles import (
+    Obstacle,
+    PolicyTable,
+    find_bar,
+    find_obstacle,
+    find_use,
+    vf_obstacle,
+)
 from arcsup.plan.offers import (
     VF,
     WHOLE,
@@ -50,6 +57,7 @@ class CardRoom:
     that are there and those planned, by size. ``whole_of`` is who has it as a whole.
     ``obstacles`` say why it gives nothing of a kind to a request that does not name it; ``bar``
     why it gives nothing at all; ``firm`` why not even a request that names it gets the whole.
+    ``use`` is what of the host uses it.
     """
 
     card: Card
@@ -63,10 +71,13 @@ class CardRoom:
     cut: Counter[str]
     whole_of: str = ""
     quarantined: frozenset[str] = field(factory=frozenset)
+    use: Obstacle | None = None
 
-    def obstacle(self, kind: GpuKind) -> Obstacle | None:
+    def obstacle(self, kind: GpuKind, *, force: bool) -> Obstacle | None:
         """Return why it gives nothing of a kind to a request that names it."""
-        return self.firm if kind is GpuKind.PASSTHROUGH else self.obstacles.get(kind)
+        if kind is not GpuKind.PASSTHROUGH:
+            return self.obstacles.get(kind)
+        return self.firm or (None if force else self.use)
 
     def count(self, offer: Offer) -> int:
         """Return how many more of an offer fit."""
@@ -156,6 +167,7 @@ def make_room(
         cut=_count_cut(card),
         whole_of=_owner_of_whole(card),
         quarantined=policy.quarantined,
+        use=find_use(card, policy),
     )
 
 

@@ -94,6 +94,7 @@ def _keep(
         because=KEPT,
         companions=tuple(each.address for each in card.companions) if is_whole else (),
         forced=is_whole and (card.boot_vga or bool(card.in_use_by_host)),
+        force=request.force,
     )
 
 

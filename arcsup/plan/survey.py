@@ -87,7 +87,7 @@ class _Survey:
         if request.device not in ("", room.card.device):
             return f"not the device asked for ({request.device})"
         kind = request.kind
-        obstacle = room.obstacle(kind) if named else room.obstacles.get(kind)
+        obstacle = room.obstacle(kind, force=request.force) if named else room.obstacles.get(kind)
         return obstacle.because if obstacle else ""
 
     def _why_not_type(self, room: CardRoom, offer: Offer, decision: Decision) -> str:

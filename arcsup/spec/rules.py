@@ -109,12 +109,14 @@ def _check_gpu_place(gpu: GpuRequest) -> Findings:
         yield "parent", "and `address` exclude each other: a card to take from, or the function"
     if gpu.address and gpu.count > 1:
         yield "count", f"is {gpu.count}, but `address` names a single function"
+    if gpu.force and not gpu.address:
+        yield "force", "is for the very function that `address` names, and there is none"
 
 
 GPU_RULES = (
     Rule(("kind",), _check_gpu_kind),
     Rule(("minVRam", "maxVRam"), _check_vram),
-    Rule(("parent", "address", "count"), _check_gpu_place),
+    Rule(("parent", "address", "count", "force"), _check_gpu_place),
 )
 
 

@@ -141,6 +141,7 @@ GPU = Struct(
         ),
         Key("count", Number(1, 64), "how many of the kind"),
         Key("optional", FLAG, "start the VM without it when there is none"),
+        Key("force", FLAG, "with `address`: take it even from the host's programs that use it"),
     ),
     rules.GPU_RULES,
 )

@@ -61,7 +61,8 @@ async def take_slices(
             workshop.device_failed(owned)
             raise DeviceTrouble(f"{owned.id}: {is_ready(owned, sysfs, iommufd=iommufd)}")
         if _identity(owned) not in known:
-            workshop.tell(vm.name, "device-taken", _in_words(owned), id=owned.id)
+            force = ", whatever of the host used it (force)" if owned.force else ""
+            workshop.tell(vm.name, "device-taken", f"{_in_words(owned)}{force}", id=owned.id)
     if stale:
         await vm.save(workshop, slices=(*taken, *left))
     return taken
