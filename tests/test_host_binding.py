@@ -12,6 +12,7 @@ from arcsup.host.holders import Holders
 from arcsup.host.identity import boot_id
 from arcsup.host.owned import Identity, OwnedSlice, Rebinding
 from arcsup.host.sysfs import Sysfs
+from arcsup.host.vfio_drivers import find_vfio_driver
 from tests.trees import Tree
 
 CARD, AUDIO, OTHER = "0000:01:00.0", "0000:01:00.1", "0000:01:00.2"
@@ -130,3 +131,43 @@ async def test_a_device_that_was_plugged_in_at_an_address_of_ours_is_left_alone(
     )
     assert (tmp_path / card / "driver_override").read_text() == "vfio-pci\n"
     assert (tmp_path / "bus/pci/drivers/vfio-pci/unbind").read_text() == ""
+
+
+async def test_a_function_on_a_variant_of_vfio_pci_is_handed_out_as_it_is(tmp_path: Path) -> None:
+    tree = Tree(tmp_path)
+    driver = "nvgrace-gpu-vfio-pci"
+    files = {"driver_override": "(null)\n"}
+    card = tree.populate_pci(CARD, driver=driver, group=7, files=files)
+    tree.write(f"bus/pci/drivers/{driver}/unbind", "")
+    await bind_slice(owned(CARD), Sysfs(tmp_path))
+    had = Rebinding(CARD, driver, None)
+    assert binding_obstacle(owned(CARD), Sysfs(tmp_path)) == ""
+    lent = evolve(owned(CARD), rebindings=(had,), boot=boot_id())
+    assert await restore_slice(lent, Sysfs(tmp_path), Holders) == ""
+    assert (tmp_path / card / "driver_override").read_text() == "(null)\n"
+    assert (tmp_path / f"bus/pci/drivers/{driver}/unbind").read_text() == ""
+
+
+def test_the_variant_that_knows_a_device_best_is_taken_where_it_is_loaded(tmp_path: Path) -> None:
+    tree, aliases = Tree(tmp_path / "sys"), tmp_path / "modules.alias"
+    modalias = "pci:v000010DEd00002941sv000010DEsd00001234bc03sc02i00\n"
+    card = tree.populate_pci(CARD, files={"modalias": modalias})
+    aliases.write_text(
+        "alias pci:v000010DEd*sv*sd*bc03sc*i* nvidia\n"
+        "alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci\n"
+        "alias vfio_pci:v000010DEd*sv*sd*bc*sc*i* any_vfio_pci\n"
+        "alias vfio_pci:v000010DEd00002941sv*sd*bc*sc*i* nvgrace_gpu_vfio_pci\n"
+        "alias vfio_pci:v000015B3d0000101Esv*sd*bc*sc*i* mlx5_vfio_pci\n"
+    )
+
+    def find() -> str:
+        return find_vfio_driver(Sysfs(tree.root), card, aliases=aliases)
+
+    tree.write("bus/pci/drivers/mlx5_vfio_pci/bind", "")
+    assert find() == "vfio-pci"
+    tree.write("bus/pci/drivers/any-vfio-pci/bind", "")
+    assert find() == "any-vfio-pci"
+    tree.write("bus/pci/drivers/nvgrace-gpu-vfio-pci/bind", "")
+    assert find() == "nvgrace-gpu-vfio-pci"
+    aliases.unlink()
+    assert find() == "vfio-pci"

@@ -1,4 +1,4 @@
-"""Handing whole PCI functions to vfio-pci, and giving them back as they were.
+"""Handing whole PCI functions to a VFIO driver, and giving them back as they were.
 
 By ``driver_override`` and ``drivers_probe``: ``new_id`` would change every device of its kind.
 Source: Documentation/ABI/testing/sysfs-bus-pci, drivers/pci/pci-driver.c.
@@ -17,9 +17,8 @@ from arcsup.host.in_use import FindHolders, require_free
 from arcsup.host.iommu import IommuGroups
 from arcsup.host.owned import Identity, OwnedSlice, Rebinding
 from arcsup.host.sysfs import Sysfs
+from arcsup.host.vfio_drivers import DRIVERS, VFIO_PCI, find_vfio_driver, is_on_vfio
 from arcsup.host.writer import Word, comes_true, explain, read_sysfs, write_sysfs
-
-VFIO_PCI = "vfio-pci"
 
 FindHostUse = Callable[[Sysfs, Collection[str]], Mapping[str, str]]
 
@@ -28,7 +27,6 @@ _LOOK_SECONDS = 5.0
 _NO_OVERRIDE = "\n"
 """An empty write never reaches the kernel; this one clears."""
 
-_DRIVERS = "bus/pci/drivers"
 _PROBE_WORDS = {
     errno.EINVAL: Word(Transient, "its driver refused it", "the kernel log tells why"),
     errno.ENODEV: Word(Transient, "the function has just gone"),
@@ -87,7 +85,7 @@ def binding_obstacle(owned: OwnedSlice, sysfs: Sysfs) -> str:
         driver = sysfs.link_name(f"{PCI}/{function.address}/driver")
         if not sysfs.is_folder(f"{PCI}/{function.address}"):
             return f"{function.address} is not there"
-        if driver != VFIO_PCI:
+        if not is_on_vfio(sysfs, f"{PCI}/{function.address}"):
             return f"{function.address} is on {driver or 'no driver'}, not on {VFIO_PCI}"
     number = IommuGroups(sysfs).number_of(owned.device)
     if number is None:
@@ -98,7 +96,7 @@ def binding_obstacle(owned: OwnedSlice, sysfs: Sysfs) -> str:
 
 
 async def bind_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
-    """Give a function and its companions to vfio-pci, or find them given.
+    """Give a function and its companions to their VFIO drivers, or find them given.
 
     What is half done stays so: ``restore_slice`` undoes it. Raises Transient, Stuck or Terminal.
     """
@@ -163,9 +161,10 @@ def _require_possible(owned: OwnedSlice, sysfs: Sysfs) -> None:
                 f"IOMMU group {number} of {address} cannot be handed out: {', '.join(blockers)}",
                 "a group goes as a whole: free these devices, or use another slot of the board",
             )
-        if sysfs.link_name(f"{path}/driver") != VFIO_PCI:
+        if not is_on_vfio(sysfs, path):
             _require_uncut(sysfs, address)
-    if not sysfs.is_folder(f"{_DRIVERS}/{VFIO_PCI}"):
+    bound = all(is_on_vfio(sysfs, f"{PCI}/{address}") for address in along)
+    if not bound and not sysfs.is_folder(f"{DRIVERS}/{VFIO_PCI}"):
         raise Transient(f"the driver {VFIO_PCI} is not there", f"load it: modprobe {VFIO_PCI}")
 
 
@@ -195,32 +194,36 @@ def _is_below(path: str | None, parent: str | None) -> bool:
 
 async def _bind(sysfs: Sysfs, address: str) -> None:
     path = f"{PCI}/{address}"
-    if sysfs.link_name(f"{path}/driver") == VFIO_PCI:
+    if is_on_vfio(sysfs, path):
         return
-    await _write_override(sysfs, address, VFIO_PCI)
+    # A list of ten thousand lines.
+    driver = await trio.to_thread.run_sync(find_vfio_driver, sysfs, path)
+    await _write_override(sysfs, address, driver)
     await _unbind(sysfs, address)
     await _probe(sysfs, address)
-    if not await _has_driver_soon(sysfs, address, VFIO_PCI):
-        raise Transient(f"{address} did not get the driver {VFIO_PCI}", "the kernel log tells why")
+    if not await _has_driver_soon(sysfs, address, driver):
+        raise Transient(f"{address} did not get the driver {driver}", "the kernel log tells why")
 
 
 async def _restore(sysfs: Sysfs, former: Rebinding) -> None:
     address, path = former.address, f"{PCI}/{former.address}"
-    if sysfs.link_name(f"{path}/driver") == VFIO_PCI and former.former_driver != VFIO_PCI:
-        # First, else the function could come back to vfio-pci by itself.
+    driver = sysfs.link_name(f"{path}/driver")
+    ours = driver if is_on_vfio(sysfs, path) else None
+    if ours is not None and "vfio" not in (former.former_driver or ""):
+        # First, else the function could come back to its VFIO driver by itself.
         await _write_override(sysfs, address, former.former_driver or _NO_OVERRIDE)
         await _unbind(sysfs, address)
     if sysfs.link_name(f"{path}/driver") is None and former.former_driver is not None:
         await _return_to(sysfs, address, former.former_driver)
     # An override that is neither ours nor the help of ours was somebody's will meanwhile.
     override = await _read_override(sysfs, address)
-    if override in (VFIO_PCI, former.former_driver) and override != former.former_override:
+    if override in (ours, VFIO_PCI, former.former_driver) and override != former.former_override:
         await _write_override(sysfs, address, former.former_override or _NO_OVERRIDE)
 
 
 async def _return_to(sysfs: Sysfs, address: str, driver: str) -> None:
     """Bind a function to the driver that it had, if that is still loaded."""
-    is_loaded = sysfs.is_folder(f"{_DRIVERS}/{driver}")
+    is_loaded = sysfs.is_folder(f"{DRIVERS}/{driver}")
     # By name, because without autoprobe a VF is bound by override only, and because two drivers
     # can know one device (i915 and xe, nouveau and nvidia).
     await _write_override(sysfs, address, driver if is_loaded else _NO_OVERRIDE)

@@ -17,6 +17,7 @@ from arcsup.host.in_use import FindHolders, require_free
 from arcsup.host.iommu import is_vfio_driver
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vendor_vgpu import observe_vendor_vf
+from arcsup.host.vfio_drivers import is_on_vfio
 from arcsup.host.writer import Word, comes_true, explain, run_helper, write_sysfs
 
 SRIOV_MANAGE = Path("/usr/lib/nvidia/sriov-manage")
@@ -134,8 +135,8 @@ async def _require_vfs_unused(sysfs: Sysfs, address: str, holders: FindHolders) 
             why = f"{vf} has the vGPU type {seen.current}"
         elif sysfs.real(path) in parents:
             why = f"{vf} has a mediated device"
-        elif sysfs.link_name(f"{path}/driver") == "vfio-pci":
-            why = f"{vf} is handed out (on vfio-pci)"
+        elif is_on_vfio(sysfs, path):
+            why = f"{vf} is handed out (on {sysfs.link_name(f'{path}/driver')})"
         elif use := find_network_use(sysfs, path):
             why = f"{vf} {use}"
         else:
