@@ -1,5 +1,7 @@
 """What the files and tools say; how the kernel behaves is shown in tests/lab/test_backends.py."""
 
+import errno
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -152,3 +154,32 @@ async def test_vfs_are_left_while_a_container_has_the_interface_of_one(tree: Tre
     with pytest.raises(Refused, match=in_container):
         await enable_vfs(CARD, 4, Sysfs(tree.root))
     assert (tree.root / card / "sriov_numvfs").read_text() == "2\n"
+
+
+@pytest.mark.parametrize(
+    ("driver", "refused", "written"),
+    [
+        ("xe", False, ["0 to autoprobe", "2 to numvfs", "1 to autoprobe"]),
+        ("i915", True, ["0 to autoprobe", "2 to numvfs", "1 to autoprobe"]),
+        ("nvidia", False, ["2 to numvfs"]),
+    ],
+)
+async def test_no_driver_of_the_host_takes_new_vfs_but_nvidias(
+    tree: Tree, monkeypatch: pytest.MonkeyPatch, driver: str, refused: bool, written: list[str]
+) -> None:
+    files = {"sriov_totalvfs": "2\n", "sriov_drivers_autoprobe": "1\n"}
+    card = tree.populate_pci(CARD, driver=driver, files=files)
+    seen = []
+
+    async def write_sysfs(path: str, text: str, *, seconds: float) -> None:
+        seen.append(f"{text} to {path.rpartition('_')[2]}")
+        if path.endswith("numvfs"):
+            if refused:
+                raise OSError(errno.EBUSY, "busy")
+            for vf in tree.populate_vfs(card, VFS, driver="nvidia" if driver == "nvidia" else None):
+                tree.populate_vendor(vf, L40S)
+
+    monkeypatch.setattr(sriov, "write_sysfs", write_sysfs)
+    with pytest.raises(Transient) if refused else nullcontext():
+        await enable_vfs(CARD, 2, Sysfs(tree.root))
+    assert seen == written

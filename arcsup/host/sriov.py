@@ -153,11 +153,32 @@ async def _set_count(sysfs: Sysfs, address: str, count: int, sriov_manage: Path)
             # The kernel does not change one number into another (EBUSY).
             await _write_count(sysfs, address, 0)
         if count:
-            await _write_count(sysfs, address, count)
+            await _make_vfs(sysfs, address, count)
     except OSError as error:
         if not _is_nvidia(sysfs, address):
             raise explain(f"{count} virtual functions on {address}", error, _WORDS) from error
         await _run_sriov_manage(sysfs, address, count, sriov_manage)
+
+
+async def _make_vfs(sysfs: Sysfs, address: str, count: int) -> None:
+    """Make VFs that no driver of the host takes: its programs would have them at once.
+
+    A desktop opens each that i915 or xe takes, and dies when that goes. Only NVIDIA's need theirs,
+    and only network interfaces are for the host, too. Whether drivers take them is put back in any
+    case; where a killed daemon could not, they find none but by name (pci_device_add_driver_probe
+    in drivers/pci/pci-driver.c), which is how we bind.
+    """
+    attribute = f"{PCI}/{address}/sriov_drivers_autoprobe"
+    is_the_hosts = _is_nvidia(sysfs, address) or sysfs.is_folder(f"{PCI}/{address}/net")
+    if is_the_hosts or sysfs.text(attribute) != "1":
+        await _write_count(sysfs, address, count)
+        return
+    await write_sysfs(sysfs.full(attribute), "0", seconds=_WRITE_SECONDS)
+    try:
+        await _write_count(sysfs, address, count)
+    finally:
+        with trio.CancelScope(shield=True):
+            await write_sysfs(sysfs.full(attribute), "1", seconds=_WRITE_SECONDS)
 
 
 async def _write_count(sysfs: Sysfs, address: str, count: int) -> None:
