@@ -8,11 +8,14 @@ from pathlib import Path
 
 import pytest
 import trio
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from arcsup.devices import Backend
 from arcsup.errors import Terminal
 from arcsup.host.cgroups import Limits
+from arcsup.host.owned import OwnedSlice
 from arcsup.model import ExitClass, LastExit, VmName
 from arcsup.plan.plan import Intent
 from arcsup.plan.restart import Budget
@@ -170,3 +173,14 @@ async def test_a_full_disk_is_told_and_the_old_record_stays(tmp_path: Path) -> N
         await store.save(record("two"))
     finally:
         subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+async def test_a_slice_of_an_older_journal_is_of_the_boot_of_its_qemu(tmp_path: Path) -> None:
+    had = OwnedSlice(Backend.MDEV, 0, "uuid", "mbochs", "mbochs", "mbochs-small", "")
+    record = Record(VmName("one"), Source("one.yaml", "", ""), slices=(had,))
+    for launch, boot in ((None, ""), (Launch("that boot", ""), "that boot")):
+        store = RecordStore(tmp_path / "vms")
+        store.prepare()
+        await store.save(evolve(record, launch=launch))
+        records, _ = RecordStore(tmp_path / "vms").load_all()
+        assert [it.boot for it in records[VmName("one")].slices] == [boot]
