@@ -9,9 +9,11 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 
 from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
+from arcsup.vm.chains import ChainStore, Link
 from arcsup.vm.loans import Access, Loan, Terms, WantedFile, find_loans, lend, put_back
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="gives files away")
@@ -31,8 +33,9 @@ def images(short_dir: Path) -> Path:
     return folder
 
 
-def terms(images: Path, account: Account = USER) -> Terms:
-    return Terms(Account(account.uid, account.gid, (READERS,)), READERS, (images,))
+def terms(images: Path, account: Account = USER, links: tuple[Link, ...] = ()) -> Terms:
+    account = Account(account.uid, account.gid, (READERS,))
+    return Terms(account, READERS, (images,), links=links)
 
 
 @contextmanager
@@ -43,7 +46,7 @@ def found(
     account: Account = USER,
 ) -> Iterator[list[tuple[Loan, int]]]:
     with ExitStack() as opened:
-        yield find_loans(wanted, terms(images, account), running, opened)
+        yield find_loans(wanted, terms(images, account), running, opened)[0]
 
 
 async def borrow(
@@ -77,10 +80,10 @@ async def test_a_disk_belongs_to_qemus_user_and_afterwards_to_its_owner(images: 
     loans = await borrow(images, disk(image))
 
     assert whose(image) == (USER.uid, 8, 0o600)
-    assert put_back(loans, {}) == {}
+    assert put_back(loans, {}) == ({}, [])
     assert whose(image) == (7, 8, 0o400)
     # A daemon that died in between does it again.
-    assert put_back(loans, {}) == {}
+    assert put_back(loans, {}) == ({}, [])
     assert whose(image) == (7, 8, 0o400)
 
 
@@ -93,10 +96,10 @@ async def test_what_two_vms_read_is_put_back_when_the_second_has_ended(images: P
         images, disk(image, Access.READ), running={loan.identity: loan for loan in first}
     )
     assert second == first
-    assert put_back(first, {loan.identity: loan for loan in second}) == {}
+    assert put_back(first, {loan.identity: loan for loan in second}) == ({}, [])
     assert whose(image) == (0, READERS, 0o640)
 
-    assert put_back(second, {}) == {}
+    assert put_back(second, {}) == ({}, [])
     assert whose(image) == (0, 0, 0o640)
 
 
@@ -180,12 +183,12 @@ async def test_a_file_that_took_the_others_name_is_not_given_away(images: Path) 
     loans = await borrow(images, disk(image))
     image.rename(images / "moved")
     image.symlink_to(images.parent / "secret")
-    assert put_back(loans, {}) == {}
+    assert put_back(loans, {}) == ({}, [])
     image.unlink()
     make(image, 0o600)
     os.chown(image, 9, 9)
 
-    assert put_back(loans, {}) == {}
+    assert put_back(loans, {}) == ({}, [])
     assert whose(image) == (9, 9, 0o600)
     assert whose(images.parent / "secret") == (0, 0, 0o600)
 
@@ -250,7 +253,7 @@ async def test_a_lent_folder_comes_back_with_what_was_made_in_it(images: Path) -
     (folder / "trap").symlink_to(images.parent / "secret")
     os.link(images.parent / "secret", folder / "other-name")
 
-    assert put_back(loans, {}) == {}
+    assert put_back(loans, {}) == ({}, [])
 
     assert whose(folder) == (0, 0, 0o700)
     assert whose(folder / "new") == whose(folder / "old") == (0, 0, 0o600)
@@ -267,3 +270,186 @@ async def test_a_file_with_another_name_is_refused_and_stays_whose_it_is(images:
             await borrow(images, disk(images / "one.qcow2", access))
 
     assert whose(images.parent / "secret") == before
+
+
+def overlay(path: Path, base: Path, base_format: str = "qcow2") -> Path:
+    create = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    if base_format == "qcow2" and not base.exists():
+        subprocess.run([*create, base, "1M"], check=True)
+        base.chmod(0o600)
+    subprocess.run([*create, "-b", base, "-F", base_format, path], check=True)
+    path.chmod(0o640)
+    return path
+
+
+def name_base(path: Path, base: str) -> None:
+    """Write another base into a header, as a program can that broke out of its guest."""
+    with path.open("r+b") as image:
+        image.seek(65536 * 8)
+        image.write(base.encode())
+        image.seek(8)
+        image.write(struct.pack(">QI", 65536 * 8, len(base)))
+
+
+def look(images: Path, *wanted: WantedFile, links: tuple[Link, ...] = ()) -> tuple[Link, ...]:
+    """Return what is known of the images once these were lent."""
+    with ExitStack() as opened:
+        return find_loans(wanted, terms(images, links=links), {}, opened)[1]
+
+
+async def test_a_base_that_a_guest_wrote_into_its_header_is_not_lent(images: Path) -> None:
+    top = overlay(images / "top.qcow2", images / "base.qcow2")
+    links = look(images, disk(top, qcow2=True))
+    other = make(images / "other.raw", 0o600)
+
+    name_base(top, str(other))
+
+    with pytest.raises(Terminal, match=r"other.raw, which built upon .*base.qcow2 when it was le"):
+        look(images, disk(top, qcow2=True), links=links)
+    # A renamed image is the same.
+    moved = top.rename(images / "moved.qcow2")
+    with pytest.raises(Terminal, match="a guest can have written that") as refused:
+        look(images, disk(moved, qcow2=True), links=links)
+    assert f"say `base: {other}`" in refused.value.hint
+    assert whose(other) == (0, 0, 0o600)
+
+
+async def test_an_image_that_built_upon_nothing_gets_no_base_by_its_header(images: Path) -> None:
+    top, other = images / "top.qcow2", make(images / "other.raw", 0o600)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", top, "1M"], check=True)
+    links = look(images, disk(top, qcow2=True))
+
+    name_base(top, str(other))
+
+    with pytest.raises(Terminal, match="built upon nothing when it was lent first"):
+        look(images, disk(top, qcow2=True), links=links)
+
+
+async def test_a_base_below_a_base_is_held_to_what_was_known_too(images: Path) -> None:
+    middle = overlay(images / "middle.qcow2", images / "base.qcow2")
+    links = look(images, disk(middle, qcow2=True))
+    top = overlay(images / "top.qcow2", middle)
+    name_base(middle, str(make(images / "other.raw", 0o600)))
+
+    with pytest.raises(Terminal, match=r"its base: .*middle.qcow2 says that it builds upon"):
+        look(images, disk(top, qcow2=True), links=links)
+
+
+async def test_a_base_that_the_vm_file_names_is_lent_whatever_was_known(images: Path) -> None:
+    top = overlay(images / "top.qcow2", images / "base.qcow2")
+    links = look(images, disk(top, qcow2=True))
+    other = make(images / "other.raw", 0o600)
+    name_base(top, str(other))
+
+    named = WantedFile("disks[0]", top, Access.OWN, is_qcow2=True, bases=(other,))
+
+    known = look(images, named, links=links)
+    assert [link.base.path for link in known if link.base] == [str(other)]
+
+
+async def test_a_base_that_was_exchanged_for_a_newer_one_is_lent(images: Path) -> None:
+    top = overlay(images / "top.qcow2", images / "base.qcow2")
+    links = look(images, disk(top, qcow2=True))
+    (images / "base.qcow2").rename(images / "old.qcow2")
+    subprocess.run(
+        ["qemu-img", "create", "-q", "-f", "qcow2", images / "base.qcow2", "1M"], check=True
+    )
+
+    assert len(look(images, disk(top, qcow2=True), links=links)) == 2
+
+
+async def test_what_a_guest_wrote_to_a_raw_disk_is_no_header(images: Path) -> None:
+    raw, other = images / "a.raw", make(images / "other.raw", 0o600)
+    make(raw, 0o600).write_bytes(bytes(1 << 20))
+    links = look(images, disk(raw))
+    raw.write_bytes(hostile(str(other).encode()).ljust(1 << 20, b"\0"))
+    top = overlay(images / "top.qcow2", raw, "raw")
+
+    known = look(images, disk(top, qcow2=True), links=links)
+
+    assert {link.base.path for link in known if link.base} == {str(raw)}
+    # Nor does it become one when the VM's file calls it qcow2 by now.
+    with pytest.raises(Terminal, match="built upon nothing"):
+        look(images, disk(raw, qcow2=True), links=links)
+
+
+@pytest.mark.parametrize(
+    ("image_owner", "mode", "base_owner", "base_mode", "lent"),
+    [
+        (0, 0o640, 0, 0o600, True),
+        (0, 0o660, 0, 0o600, False),
+        (7, 0o640, 0, 0o600, False),
+        (7, 0o640, 7, 0o600, True),
+        (7, 0o640, 0, 0o644, True),
+    ],
+)
+async def test_the_header_of_a_new_image_leads_to_what_its_writer_may_read(
+    images: Path, image_owner: int, mode: int, base_owner: int, base_mode: int, *, lent: bool
+) -> None:
+    top = overlay(images / "top.qcow2", images / "base.qcow2")
+    os.chown(top, image_owner, image_owner)
+    top.chmod(mode)
+    os.chown(images / "base.qcow2", base_owner, base_owner)
+    (images / "base.qcow2").chmod(base_mode)
+
+    if lent:
+        assert len(look(images, disk(top, qcow2=True))) == 2
+    else:
+        with pytest.raises(Terminal, match="which no VM file names"):
+            look(images, disk(top, qcow2=True))
+
+
+async def test_what_images_build_upon_is_known_to_the_next_daemon(images: Path) -> None:
+    top = overlay(images / "top.qcow2", images / "base.qcow2")
+    file = images.parent / "image-chains.json"
+    ChainStore(file).save(look(images, disk(top, qcow2=True)))
+
+    links = ChainStore(file).load()
+
+    assert {Path(it.image.path).name: it.base is None for it in links} == {
+        "top.qcow2": False,
+        "base.qcow2": True,
+    }
+    assert file.stat().st_mode & 0o777 == 0o600
+    # Nothing new, so nothing is written.
+    written = file.stat()
+    ChainStore(file).save(look(images, disk(top, qcow2=True), links=links))
+    assert os.path.samestat(written, file.stat())
+    file.write_text("[{}]")
+    with pytest.raises(Terminal, match="cannot be read"):
+        ChainStore(file).load()
+
+
+async def test_no_set_user_id_is_lent_or_given_back(images: Path) -> None:
+    image = make(images / "a.raw")
+    loans = await borrow(images, disk(image))
+    image.chmod(0o4755)
+    assert (await borrow(images, disk(image)))[0].before.mode == 0o755
+
+    put_back([evolve(loans[0], before=evolve(loans[0].before, mode=0o6755))], {})
+
+    assert whose(image) == (0, 0, 0o755)
+
+
+@pytest.mark.parametrize(("access", "owner"), [(Access.OWN, (9, 9)), (Access.READ, (0, 9))])
+async def test_what_has_another_owner_by_now_is_left_and_told(
+    images: Path, access: Access, owner: tuple[int, int]
+) -> None:
+    image = make(images / "a.raw")
+    loans = await borrow(images, disk(image, access))
+    os.chown(image, *owner)
+
+    failed, (left,) = put_back(loans, {})
+
+    assert failed == {}
+    assert f"belongs to user {owner[0]} and group {owner[1]} by now" in left
+    assert whose(image)[:2] == owner
+
+
+async def test_a_disk_whose_group_qemus_user_has_changed_is_put_back(images: Path) -> None:
+    image = make(images / "a.raw")
+    loans = await borrow(images, disk(image))
+    os.chown(image, USER.uid, READERS)
+
+    assert put_back(loans, {}) == ({}, [])
+    assert whose(image) == (0, 0, 0o640)

@@ -133,7 +133,10 @@ async def lend_belongings(
     Raises Terminal for what it may not have.
     """
     places = workshop.places
-    wanted = [*_find_images(needs, places), *_find_own_files(vm, places, needs)]
+    wanted = [
+        *_find_images(vm.running or vm.vm, needs, places),
+        *_find_own_files(vm, places, needs),
+    ]
     for log in (CONSOLE_LOG, *([TPM_LOG] if needs.vm.tpm else [])):
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         os.close(os.open(places.log_of(vm.name) / log, flags, 0o640))
@@ -159,11 +162,14 @@ async def lend_files(
     # A QEMU that runs since before arcsup.yaml named another user is in another group.
     shared = workshop.accounts.shared.gid
     reading = shared if shared in (account.gid, *account.groups) else account.gid
-    terms = Terms(account, reading, allowed, hidden)
+    chains = workshop.records.chains
     async with workshop.records.lending:
+        known = await trio.to_thread.run_sync(chains.load)
+        terms = Terms(account, reading, allowed, hidden, known)
         with ExitStack() as opened:
             look = partial(find_loans, wanted, terms, _loans_known(workshop), opened)
-            loans = await trio.to_thread.run_sync(look)
+            loans, links = await trio.to_thread.run_sync(look)
+            await trio.to_thread.run_sync(chains.save, links)
             new = {loan.identity: loan for loan, _ in loans}
             kept = [loan for loan in vm.record.loans if loan.identity not in new]
             if new:
@@ -177,9 +183,11 @@ async def take_back_belongings(vm: ManagedVm, workshop: Workshop) -> None:
         return
     async with workshop.records.lending:
         others = _loans_known(workshop, without=vm.name)
-        failed = await trio.to_thread.run_sync(put_back, vm.record.loans, others)
+        failed, left = await trio.to_thread.run_sync(put_back, vm.record.loans, others)
         for why in failed.values():
             workshop.tell(vm.name, "not-put-back", f"its owner could not be put back: {why}")
+        for why in left:
+            workshop.tell(vm.name, "not-put-back", why)
         await vm.save(workshop, loans=tuple(failed))
 
 
@@ -188,14 +196,28 @@ def _loans_known(workshop: Workshop, without: VmName | None = None) -> dict[tupl
     return {loan.identity: loan for record in records for loan in record.loans}
 
 
-def _find_images(needs: Needs, places: Places) -> Iterator[WantedFile]:
+def _find_images(asked: Vm, needs: Needs, places: Places) -> Iterator[WantedFile]:
+    """Yield the images of a VM. ``asked`` is the VM as its file has it, without overlays."""
     vm, resources = needs.vm, needs.resources
-    for index, (disk, medium) in enumerate(zip(vm.disks, resources.disks, strict=True)):
-        what, is_qcow2 = f"disks[{index}]", disk.format is DiskFormat.QCOW2
-        if disk.readonly:
-            yield _read_only(what, medium.path, places, is_qcow2=is_qcow2)
+    for index, (disk, built) in enumerate(zip(asked.disks, vm.disks, strict=True)):
+        medium = resources.disks[index]
+        what, is_qcow2 = f"disks[{index}]", built.format is DiskFormat.QCOW2
+        own = () if disk.base is None else (resolve_image(disk.base, resources.images),)
+        if disk.ephemeral:
+            bases = (resolve_image(disk.path, resources.images), *own)
+            yield WantedFile(
+                what,
+                medium.path,
+                Access.OWN,
+                is_qcow2=True,
+                bases=bases,
+                raw_base=disk.format is DiskFormat.RAW,
+                thrown_away=True,
+            )
+        elif disk.readonly:
+            yield _read_only(what, medium.path, places, is_qcow2=is_qcow2, bases=own)
         else:
-            yield WantedFile(what, medium.path, Access.OWN, is_qcow2=is_qcow2)
+            yield WantedFile(what, medium.path, Access.OWN, is_qcow2=is_qcow2, bases=own)
     for index, medium in enumerate(resources.cdroms):
         yield _read_only(f"cdroms[{index}]", medium.path, places)
     if vm.display.password_file is not None:
@@ -209,11 +231,18 @@ def _find_images(needs: Needs, places: Places) -> Iterator[WantedFile]:
             yield _read_only("boot.initrd", initrd, places)
 
 
-def _read_only(what: str, path: Path, places: Places, *, is_qcow2: bool = False) -> WantedFile:
+def _read_only(
+    what: str,
+    path: Path,
+    places: Places,
+    *,
+    is_qcow2: bool = False,
+    bases: tuple[Path, ...] = (),
+) -> WantedFile:
     if path.is_relative_to(places.answers):
         # Not by the group, as other images are: it may hold a password.
         return WantedFile(what, path, Access.OWN, own_file=True)
-    return WantedFile(what, path, Access.READ, is_qcow2=is_qcow2)
+    return WantedFile(what, path, Access.READ, is_qcow2=is_qcow2, bases=bases)
 
 
 def _find_own_files(vm: ManagedVm, places: Places, needs: Needs) -> Iterator[WantedFile]:

@@ -7,36 +7,23 @@ that all of them have, and put back when the last of them has ended.
 """
 
 import os
-import re
 import stat
-import struct
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
-from typing import IO
 
 import trio
 from attrs import evolve, frozen
 
 from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
-from arcsup.vm.image_files import QCOW2_MAGIC
+from arcsup.vm.chains import ImageId, Link, Upper, check_base, find_base, find_link
+from arcsup.vm.image_files import has_qcow2_magic
 from arcsup.vm.reach import Found, find_file
 
 LONGEST_CHAIN = 32
 """Images that may build upon one another."""
-
-LONGEST_NAME = 1023
-"""Bytes of a base's name (QEMU, docs/interop/qcow2.txt: "must not be longer than 1023 bytes")."""
-
-_HEADER = struct.Struct(">4sIQI52xQ")
-"""magic, version, backing_file_offset, backing_file_size, incompatible_features (at byte 72)."""
-
-_EXTERNAL_DATA = 1 << 2
-
-_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-"""What QEMU takes for a driver or a URL at the beginning of a name."""
 
 _BASE_OF = ", its base"
 
@@ -55,7 +42,9 @@ class WantedFile:
     """A file that a VM's programs open. ``own_file`` is one that arcsup itself has made or chosen.
 
     Anything else must be in a folder for images, unless everybody may read it anyway. What a
-    qcow2 image says that it builds upon is wanted too.
+    qcow2 image builds upon is wanted too; ``bases`` are those that the VM's file names, from the
+    top, and with ``raw_base`` the first of them is raw. ``thrown_away`` is an image that was made
+    for this run alone.
     """
 
     what: str
@@ -63,11 +52,14 @@ class WantedFile:
     access: Access
     own_file: bool = False
     is_qcow2: bool = False
+    bases: tuple[Path, ...] = ()
+    raw_base: bool = False
+    thrown_away: bool = False
 
 
 @frozen
 class Ownership:
-    """Whose a file is; ``mode`` is the permission bits."""
+    """Whose a file is; ``mode`` is the permission bits: no set-user-ID, which nobody gets back."""
 
     uid: int
     gid: int
@@ -94,13 +86,15 @@ class Loan:
 class Terms:
     """How files are lent: to whom, with which group for what is shared, from which folders.
 
-    ``hidden`` are folders that the VM's programs do not see.
+    ``hidden`` are folders that the VM's programs do not see; ``links`` is what images that were
+    lent before build upon.
     """
 
     account: Account
     reading_gid: int
     allowed: tuple[Path, ...]
     hidden: tuple[Path, ...] = ()
+    links: tuple[Link, ...] = ()
 
 
 def find_loans(
@@ -108,66 +102,76 @@ def find_loans(
     terms: Terms,
     running: Mapping[tuple[int, int], Loan],
     opened: ExitStack,
-) -> list[tuple[Loan, int]]:
+) -> tuple[list[tuple[Loan, int]], tuple[Link, ...]]:
     """Return what must be lent, each with a descriptor that ``opened`` closes; changes nothing.
 
+    The second part is what the images build upon, which must be kept before anything is lent.
     ``running`` are loans that are out already: what such a file was before is in them. Blocks.
     Raises Terminal for a file that a VM may not have.
     """
     loans: dict[tuple[int, int], tuple[Loan, int]] = {}
-    ahead = list(wanted)
+    links: list[Link] = []
+    ahead: list[tuple[WantedFile, Upper | None]] = [(file, None) for file in wanted]
     while ahead:
-        file = ahead.pop(0)
+        file, upper = ahead.pop(0)
         found = find_file(file.what, file.path, terms.account, terms.allowed)
         opened.callback(os.close, found.descriptor)
         _require_in_sight(file, found, terms)
         identity = (found.status.st_dev, found.status.st_ino)
         loan = _judge(file, found, terms, running.get(identity))
-        if file.is_qcow2 and (base := find_base(file.what, file.path, found.descriptor)):
-            ahead.append(base)
+        image = ImageId.of(found)
+        if upper is not None:
+            check_base(upper, image, found.status)
+            links += () if upper.thrown_away else (Link(upper.image, base=image),)
+        if not file.own_file and (file.is_qcow2 or file.access is Access.OWN):
+            known = find_link(image, terms.links)
+            if below := _find_below(file, found, image, known):
+                ahead.append(below)
+            elif not file.thrown_away:
+                links.append(Link(image, raw=_is_raw(file, found, known)))
         # Named twice, as a disk and as another's base: the one that may write counts.
         if loan is not None and (identity not in loans or file.access is Access.OWN):
             loans[identity] = (loan, found.descriptor)
-    return list(loans.values())
+    return list(loans.values()), tuple(links)
 
 
-def find_base(what: str, path: Path, descriptor: int) -> WantedFile | None:
-    """Return what a qcow2 image builds upon; None for nothing, and for an image of another kind.
+def _is_raw(file: WantedFile, found: Found, known: Link | None) -> bool:
+    """Tell whether an image without a base is raw: by the VM's file, a base by what was known."""
+    if _BASE_OF not in file.what:
+        return not file.is_qcow2
+    if known is not None:
+        return known.raw
+    with open(f"/proc/self/fd/{found.descriptor}", "rb") as image:
+        return not has_qcow2_magic(image)
+
+
+def _find_below(
+    file: WantedFile, found: Found, image: ImageId, known: Link | None
+) -> tuple[WantedFile, Upper] | None:
+    """Return the next layer below an image, and who says so; None where there is none.
 
     Raises Terminal for a chain that is too long, or leads to something that is no file.
     """
-    if what.count(_BASE_OF) > LONGEST_CHAIN:
+    is_base = _BASE_OF in file.what
+    # A guest that writes to a raw disk writes what looks like a header as it likes.
+    if not file.is_qcow2 or (is_base and known is not None and known.raw):
+        return None
+    if (path := find_base(file.what, file.path, found.descriptor)) is None:
+        return None
+    if file.what.count(_BASE_OF) >= LONGEST_CHAIN:
         raise Terminal(
-            f"{what.partition(_BASE_OF)[0]}: builds upon more than {LONGEST_CHAIN} images",
+            f"{file.what.partition(_BASE_OF)[0]}: builds upon more than {LONGEST_CHAIN} images",
             "qemu-img rebase shortens the chain",
         )
-    with open(f"/proc/self/fd/{descriptor}", "rb") as image:
-        name = read_base_name(f"{what}: {path}", image)
-    if name is None:
-        return None
-    if _PROTOCOL.match(name):
-        raise Terminal(f"{what}: {path} builds upon {name!r}, which is no file", "rebase it")
-    return WantedFile(what + _BASE_OF, path.parent / name, Access.READ, is_qcow2=True)
-
-
-def read_base_name(what: str, image: IO[bytes]) -> str | None:
-    """Return the name of the file that an open qcow2 image builds upon; None where there is none.
-
-    Raises Terminal where it keeps its data outside, or the header makes no sense.
-    """
-    header = image.read(_HEADER.size)
-    if len(header) < _HEADER.size or not header.startswith(QCOW2_MAGIC):
-        return None
-    _magic, version, offset, size, features = _HEADER.unpack(header)
-    if version >= 3 and features & _EXTERNAL_DATA:
-        raise Terminal(f"{what} keeps its data in another file", "convert it with qemu-img")
-    if offset == 0:
-        return None
-    image.seek(offset)
-    name = image.read(size)
-    if len(name) != size or not 0 < size <= LONGEST_NAME or b"\0" in name:
-        raise Terminal(f"{what}: its qcow2 header is damaged", "qemu-img check tells more")
-    return os.fsdecode(name)
+    named = file.bases[0] if file.bases else None
+    below = WantedFile(
+        f"{file.what}{_BASE_OF}",
+        path,
+        Access.READ,
+        is_qcow2=not file.raw_base,
+        bases=file.bases[1:],
+    )
+    return below, Upper(file.what, image, found.status, known, named, file.thrown_away)
 
 
 def _judge(file: WantedFile, found: Found, terms: Terms, known: Loan | None) -> Loan | None:
@@ -189,7 +193,7 @@ def _judge(file: WantedFile, found: Found, terms: Terms, known: Loan | None) -> 
         lent = Ownership(status.st_uid, account.gid, mode | 0o060)
     else:
         lent = Ownership(status.st_uid, terms.reading_gid, mode | 0o040)
-    if lent == before:
+    if lent == before and stat.S_IMODE(status.st_mode) == mode:
         return None
     if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
         raise Terminal(
@@ -245,34 +249,54 @@ def change_owner(descriptor: int, to: Ownership) -> None:
     magic.chmod(to.mode & 0o777)
 
 
-def put_back(loans: Iterable[Loan], running: Mapping[tuple[int, int], Loan]) -> dict[Loan, str]:
-    """Give files back to their owners; return those that could not be, with the reason. Blocks.
+def put_back(
+    loans: Iterable[Loan], running: Mapping[tuple[int, int], Loan]
+) -> tuple[dict[Loan, str], list[str]]:
+    """Give files back to their owners. Blocks.
 
+    Returns those that could not be given back, with the reason, and what is said of those that
+    are left as they are: somebody else has given them to another owner since they were lent.
     One that another VM still has stays as it is: that VM's loan knows the owner too.
     """
-    failed = {}
+    failed: dict[Loan, str] = {}
+    left: list[str] = []
     for loan in loans:
         if loan.identity in running:
             continue
         try:
-            _put_back(loan)
+            left += _put_back(loan)
         except FileNotFoundError:
             continue
         except OSError as error:
             failed[loan] = f"{loan.path}: {error.strerror}"
-    return failed
+    return failed, left
 
 
-def _put_back(loan: Loan) -> None:
+def _put_back(loan: Loan) -> Iterator[str]:
     descriptor = os.open(loan.path, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
         status = os.fstat(descriptor)
         if (status.st_dev, status.st_ino) != loan.identity:
             return
+        if not _is_as_lent(status, loan):
+            yield (
+                f"{loan.path} belongs to user {status.st_uid} and group {status.st_gid} by now,"
+                f" and was lent by user {loan.before.uid} and group {loan.before.gid}: it is left"
+            )
+            return
         _hand_over_content(descriptor, loan.lent.uid, loan.before)
         change_owner(descriptor, loan.before)
     finally:
         os.close(descriptor)
+
+
+def _is_as_lent(status: os.stat_result, loan: Loan) -> bool:
+    """Tell whether a file has the owner that we gave it, or, half put back, the one before."""
+    owner, lent, before = (status.st_uid, status.st_gid), loan.lent, loan.before
+    if owner == (before.uid, before.gid):
+        return True
+    # Its group is the VM's to change where it is the owner.
+    return status.st_uid == lent.uid if lent.uid != before.uid else owner == (lent.uid, lent.gid)
 
 
 def _hand_over_content(folder: int, giver: int, to: Ownership) -> None:

@@ -25,6 +25,7 @@ from arcsup.model import Argv, LastExit, VmName
 from arcsup.plan.mode import NORMAL, Mode
 from arcsup.plan.plan import Intent
 from arcsup.plan.restart import Budget
+from arcsup.vm.chains import ChainStore
 from arcsup.vm.loans import Loan
 from arcsup.vm.process import ProcessId
 
@@ -142,8 +143,9 @@ WHAT_TO_DO = (
 class RecordStore:
     """The directory of records. Writes of one VM never overtake each other.
 
-    ``known`` is what is on disk; ``lending`` is held while files change owners, which two VMs may
-    share, ``choosing`` while one of them takes a user that nobody else may have.
+    ``known`` is what is on disk; ``chains`` what images build upon. ``lending`` is held while
+    files change owners, which two VMs may share, and ``chains`` is used; ``choosing`` while one of
+    them takes a user that nobody else may have.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -151,6 +153,7 @@ class RecordStore:
         self.lending = trio.Lock()
         self.choosing = trio.Lock()
         self._directory = directory
+        self.chains = ChainStore(directory.parent / "image-chains.json")
         self._directory_file = directory.parent / "vm-directory.json"
         self._locks: dict[VmName, trio.Lock] = {}
 

@@ -1,0 +1,123 @@
+"""A program that broke out of its guest names another file in the header of its own disk."""
+
+import os
+import re
+import stat
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.qemu.daemon import TINY, Daemon, running_daemon
+
+pytestmark = pytest.mark.skipif(
+    os.geteuid() != 0, reason="only root can become QEMU's user, and needs protection from it"
+)
+
+OWN = TINY + "stop: {timeout: 100ms}\n"
+
+
+@pytest.fixture
+def daemon(short_dir: Path) -> Iterator[Daemon]:
+    config = short_dir / "arcsup.yaml"
+    config.write_text("isolation: per-vm\n")
+    with running_daemon(short_dir, "--config", str(config)) as daemon:
+        (daemon.state / "images").mkdir(mode=0o711, exist_ok=True)
+        yield daemon
+
+
+def begin_as(pid: int, act: Callable[[], None]) -> int:
+    """Have a new process do something with exactly the rights of another one; return its pid."""
+    status = Path(f"/proc/{pid}/status").read_text()
+
+    def numbers(key: str) -> list[int]:
+        found = re.search(rf"^{key}:(.*)$", status, re.MULTILINE)
+        assert found
+        return [int(number) for number in found[1].split()]
+
+    uid, gid, groups = numbers("Uid")[0], numbers("Gid")[0], numbers("Groups")
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        os.setgroups(groups)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        act()
+        code = 0
+    except PermissionError:
+        code = 13
+    finally:
+        os._exit(code)
+
+
+def do_as(pid: int, act: Callable[[], None]) -> int:
+    """Do that to its end; return 0, or 13 where it was not permitted."""
+    return os.waitstatus_to_exitcode(os.waitpid(begin_as(pid, act), 0)[1])
+
+
+def name_base(descriptor: int, base: Path) -> None:
+    """Write into the header of an open image that it builds upon a raw file."""
+    at = 65536 * 8
+    os.pwrite(descriptor, os.fsencode(base), at)
+    os.pwrite(descriptor, struct.pack(">QI", at, len(os.fsencode(base))), 8)
+
+
+def forge(image: Path, base: Path) -> None:
+    descriptor = os.open(image, os.O_RDWR)
+    name_base(descriptor, base)
+
+
+def read(path: Path) -> None:
+    os.close(os.open(path, os.O_RDONLY))
+
+
+def whose(path: Path) -> tuple[int, int, int]:
+    status = path.stat()
+    return status.st_uid, status.st_gid, stat.S_IMODE(status.st_mode)
+
+
+@pytest.mark.parametrize("victim", ["other.raw", "password"])
+def test_a_qemu_that_crashes_is_not_lent_what_it_named_in_its_header(
+    daemon: Daemon, victim: str
+) -> None:
+    images = daemon.state / "images"
+    secret = images / victim
+    secret.write_bytes(b"SECRET".ljust(512))
+    secret.chmod(0o600)
+    before = whose(secret)
+    daemon.drop("one", OWN + "disks: [{path: one.qcow2, size: 1MiB}]\n")
+    pid = daemon.wait_for("one", "running")["pid"]
+    assert do_as(pid, lambda: read(secret)) == 13
+
+    assert do_as(pid, lambda: forge(images / "one.qcow2", secret)) == 0
+    os.kill(pid, 9)
+
+    reason = daemon.wait_for("one", "failed")["reason"]
+    assert f"says that it builds upon {secret}, which built upon nothing" in reason
+    assert "\n" not in reason
+    assert whose(secret) == before
+
+
+def test_a_header_is_not_believed_when_its_vm_was_forgotten(daemon: Daemon) -> None:
+    images = daemon.state / "images"
+    secret = images / "other.raw"
+    secret.write_bytes(b"SECRET".ljust(512))
+    secret.chmod(0o600)
+    text = OWN + "disks: [{path: one.qcow2, size: 1MiB}]\n"
+    file = daemon.drop("one", text)
+    pid = daemon.wait_for("one", "running")["pid"]
+    assert do_as(pid, lambda: forge(images / "one.qcow2", secret)) == 0
+    file.unlink()
+    daemon.wait_for("one", "gone")
+
+    # By another name, and after a restart of the daemon.
+    daemon.kill()
+    daemon.start()
+    (images / "one.qcow2").rename(images / "two.qcow2")
+    daemon.drop("two", text.replace("one", "two"))
+
+    assert "says that it builds upon" in daemon.wait_for("two", "failed")["reason"]
+    assert whose(secret) == (0, 0, 0o600)
