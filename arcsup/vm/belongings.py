@@ -157,15 +157,10 @@ async def lend_files(
     """Lend files to a VM, the record first. Raises Terminal."""
     if workshop.accounts is None:
         return
-    allowed = (workshop.places.images, *workshop.image_folders)
     hidden = FOLDERS if private_tmp else ()
-    # A QEMU that runs since before arcsup.yaml named another user is in another group.
-    shared = workshop.accounts.shared.gid
-    reading = shared if shared in (account.gid, *account.groups) else account.gid
     chains = workshop.records.chains
     async with workshop.records.lending:
-        known = await trio.to_thread.run_sync(chains.load)
-        terms = Terms(account, reading, allowed, hidden, known)
+        terms = evolve(await reading_terms(workshop, account), hidden=hidden)
         with ExitStack() as opened:
             look = partial(find_loans, wanted, terms, _loans_known(workshop), opened)
             loans, links = await trio.to_thread.run_sync(look)
@@ -175,6 +170,16 @@ async def lend_files(
             if new:
                 await vm.save(workshop, loans=(*kept, *new.values()))
                 await lend(loans)
+
+
+async def reading_terms(workshop: Workshop, account: Account) -> Terms:
+    """Return how files are lent to an account that sees all folders. Raises Terminal."""
+    # A QEMU that runs since before arcsup.yaml named another user is in another group.
+    shared = account.gid if workshop.accounts is None else workshop.accounts.shared.gid
+    reading = shared if shared in (account.gid, *account.groups) else account.gid
+    allowed = (workshop.places.images, *workshop.image_folders)
+    links = await trio.to_thread.run_sync(workshop.records.chains.load)
+    return Terms(account, reading, allowed, links=links)
 
 
 async def take_back_belongings(vm: ManagedVm, workshop: Workshop) -> None:

@@ -84,7 +84,8 @@ class Link:
 class Upper:
     """An image whose base is being looked for, and what may be believed about that base.
 
-    ``named`` is the base that the VM's own file gives it.
+    ``named`` is the base that the VM's own file gives it, the only one that is believed of an image
+    that is ``thrown_away`` after a run.
     """
 
     what: str
@@ -142,6 +143,16 @@ class ChainStore:
 def find_link(image: ImageId, links: Iterable[Link]) -> Link | None:
     """Return what is known of an image, None where it was never lent."""
     return next((link for link in links if link.image.is_same(image)), None)
+
+
+def find_image(path: Path) -> ImageId:
+    """Return which image a name leads to. Blocks. Raises OSError."""
+    descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        status, real = os.fstat(descriptor), Path(f"/proc/self/fd/{descriptor}").readlink()
+        return ImageId(str(real), status.st_dev, status.st_ino, find_birth(descriptor))
+    finally:
+        os.close(descriptor)
 
 
 def find_birth(descriptor: int) -> int:
@@ -206,9 +217,9 @@ def check_base(upper: Upper, base: ImageId, status: os.stat_result) -> None:
 
 def _names(upper: Upper, base: ImageId, status: os.stat_result) -> Iterator[bool]:
     """Yield whether each of those who may say it names this base."""
-    if upper.known is None:
+    if upper.known is None and not upper.thrown_away:
         yield _is_believed(upper.status, status)
-    elif (before := upper.known.base) is not None:
+    elif upper.known is not None and (before := upper.known.base) is not None:
         # A base that was exchanged for a newer one is still at its place.
         yield before.path == base.path or before.is_same(base)
     if upper.named is not None:

@@ -83,6 +83,21 @@ class Loan:
 
 
 @frozen
+class Layer:
+    """One of the images that make a disk, held by an O_PATH descriptor. ``path`` is its own."""
+
+    path: Path
+    descriptor: int
+    status: os.stat_result
+    raw: bool
+
+    @property
+    def by_descriptor(self) -> str:
+        """Return the name by which a program opens it that has inherited the descriptor."""
+        return f"/proc/self/fd/{self.descriptor}"
+
+
+@frozen
 class Terms:
     """How files are lent: to whom, with which group for what is shared, from which folders.
 
@@ -111,32 +126,64 @@ def find_loans(
     """
     loans: dict[tuple[int, int], tuple[Loan, int]] = {}
     links: list[Link] = []
+    for walked in _walk(wanted, terms, opened):
+        links += walked.links
+        status = walked.found.status
+        identity = (status.st_dev, status.st_ino)
+        loan = _judge(walked.file, walked.found, terms, running.get(identity))
+        # Named twice, as a disk and as another's base: the one that may write counts.
+        if loan is not None and (identity not in loans or walked.file.access is Access.OWN):
+            loans[identity] = (loan, walked.found.descriptor)
+    return list(loans.values()), tuple(links)
+
+
+def find_layers(image: WantedFile, terms: Terms, opened: ExitStack) -> list[Layer]:
+    """Return an image and all that it builds upon, from the top, as far as that may be believed.
+
+    ``opened`` closes the descriptors. Blocks. Raises Terminal as ``find_loans`` does.
+    """
+    return [
+        Layer(it.found.path, it.found.descriptor, it.found.status, raw=it.raw)
+        for it in _walk((image,), terms, opened)
+    ]
+
+
+@frozen
+class _Walked:
+    """A file that was found, what that tells of images, and whether it is a raw one."""
+
+    file: WantedFile
+    found: Found
+    links: tuple[Link, ...]
+    raw: bool
+
+
+def _walk(wanted: Iterable[WantedFile], terms: Terms, opened: ExitStack) -> Iterator[_Walked]:
     ahead: list[tuple[WantedFile, Upper | None]] = [(file, None) for file in wanted]
     while ahead:
         file, upper = ahead.pop(0)
         found = find_file(file.what, file.path, terms.account, terms.allowed)
         opened.callback(os.close, found.descriptor)
         _require_in_sight(file, found, terms)
-        identity = (found.status.st_dev, found.status.st_ino)
-        loan = _judge(file, found, terms, running.get(identity))
-        image = ImageId.of(found)
+        if not file.own_file:
+            _require_image(file, found, terms)
+        image, raw = ImageId.of(found), True
+        links: list[Link] = []
         if upper is not None:
             check_base(upper, image, found.status)
             links += () if upper.thrown_away else (Link(upper.image, base=image),)
         if not file.own_file and (file.is_qcow2 or file.access is Access.OWN):
             known = find_link(image, terms.links)
+            raw = _is_raw(file, found, known)
             if below := _find_below(file, found, image, known):
                 ahead.append(below)
             elif not file.thrown_away:
-                links.append(Link(image, raw=_is_raw(file, found, known)))
-        # Named twice, as a disk and as another's base: the one that may write counts.
-        if loan is not None and (identity not in loans or file.access is Access.OWN):
-            loans[identity] = (loan, found.descriptor)
-    return list(loans.values()), tuple(links)
+                links.append(Link(image, raw=raw))
+        yield _Walked(file, found, tuple(links), raw)
 
 
 def _is_raw(file: WantedFile, found: Found, known: Link | None) -> bool:
-    """Tell whether an image without a base is raw: by the VM's file, a base by what was known."""
+    """Tell whether an image is raw: one of the VM's file by that, a base by what was known."""
     if _BASE_OF not in file.what:
         return not file.is_qcow2
     if known is not None:
@@ -177,8 +224,6 @@ def _find_below(
 def _judge(file: WantedFile, found: Found, terms: Terms, known: Loan | None) -> Loan | None:
     # No image is a program, and set-user-ID bits may be from whom an earlier loan gave it to.
     status, mode = found.status, stat.S_IMODE(found.status.st_mode) & 0o777
-    if not file.own_file:
-        _require_image(file, found, terms)
     uid, gid = status.st_uid, status.st_gid
     if file.own_file and not _is_device(status):
         # root's own: what an earlier loan of it left to somebody else is not kept.

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -18,9 +18,11 @@ import trio
 from attrs import frozen
 
 from arcsup.errors import Refused, Terminal, Transient
+from arcsup.host.accounts import Account
 from arcsup.opening import open_named
 from arcsup.vm.image_files import has_iso_magic, has_qcow2_magic
 from arcsup.vm.looking import look_at
+from arcsup.vm.privileges import dropping_to, environment_of
 from arcsup.vm.process import find_processes_holding
 from arcsup.vm.programs import kill_at_once, run_program
 
@@ -141,7 +143,7 @@ async def copy_image(
     """
     argv = ["qemu-img", "convert", "-p", *(["-U"] if locked else [])]
     argv += ["-f", _driver(image), "-O", target_format, str(image.path), target]
-    code, words = await _run_long(argv, report)
+    code, words = await run_long(argv, report)
     if code != 0:
         raise _refusal(image.path, words)
 
@@ -150,18 +152,27 @@ def _driver(image: Image) -> str:
     return "raw" if image.format == "iso" else image.format
 
 
-async def _run_long(argv: list[str], report: Report) -> tuple[int, bytes]:
+async def run_long(
+    argv: list[str],
+    report: Report,
+    *,
+    account: Account | None = None,
+    pass_fds: Sequence[int] = (),
+) -> tuple[int, bytes]:
     """Run a program that tells how far it is; return its exit code and its other words.
 
+    It runs as ``account``, None for this process's user, and inherits ``pass_fds``.
     Without a further percent in STALLED seconds it is killed: Transient.
     """
     start = partial(
         trio.run_process,
-        argv,
+        [*dropping_to(account), *argv],
         stdin=b"",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         check=False,
+        pass_fds=tuple(pass_fds),
+        env=environment_of(account, os.environ),
         deliver_cancel=kill_at_once,
     )
     words = b""

@@ -43,7 +43,7 @@ from arcsup.spec.native import load_vm
 from arcsup.vm.belongings import take_back_belongings
 from arcsup.vm.cleanup import end_helpers, remove_runtime_folders
 from arcsup.vm.control_groups import enclose, find_limit_reached
-from arcsup.vm.ephemeral import remove_overlays, settle_overlays
+from arcsup.vm.ephemeral import remove_overlays
 from arcsup.vm.helpers import watch_helpers
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.launch import bring_up, find_last_words, start_qemu
@@ -52,6 +52,7 @@ from arcsup.vm.monitor import keep_monitor
 from arcsup.vm.process import Process, ProcessEnd
 from arcsup.vm.record import Failure
 from arcsup.vm.second_monitor import SECOND_MONITOR
+from arcsup.vm.settling import settle_overlays
 from arcsup.vm.shared_memory import remove_shared_memory
 from arcsup.vm.slices import DeviceTrouble
 from arcsup.vm.sound import keep_receiver

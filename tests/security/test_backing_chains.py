@@ -4,6 +4,7 @@ import os
 import re
 import stat
 import struct
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def do_as(pid: int, act: Callable[[], None]) -> int:
 
 def name_base(descriptor: int, base: Path) -> None:
     """Write into the header of an open image that it builds upon a raw file."""
-    at = 65536 * 8
+    at = 4096  # QEMU wants it in the first cluster.
     os.pwrite(descriptor, os.fsencode(base), at)
     os.pwrite(descriptor, struct.pack(">QI", at, len(os.fsencode(base))), 8)
 
@@ -121,3 +122,70 @@ def test_a_header_is_not_believed_when_its_vm_was_forgotten(daemon: Daemon) -> N
 
     assert "says that it builds upon" in daemon.wait_for("two", "failed")["reason"]
     assert whose(secret) == (0, 0, 0o600)
+
+
+EPHEMERAL = OWN + "disks: [{path: FILE, FORMAT, ephemeral: true}]\n"
+
+
+def test_nothing_is_saved_over_a_file_that_the_overlay_names(daemon: Daemon) -> None:
+    images = daemon.state / "images"
+    folder = daemon.top / "of-the-host"
+    folder.mkdir(mode=0o700)
+    victim = folder / "shadow"
+    victim.write_text("root:original\n")
+    base = images / "base.raw"
+    base.write_bytes(b"B" * 65536)
+    daemon.drop("one", EPHEMERAL.replace("FILE", "base.raw").replace("FORMAT", "format: raw"))
+    pid = daemon.wait_for("one", "running")["pid"]
+    overlay = images / ".ephemeral" / "one" / "disk0.qcow2"
+    header = overlay.read_bytes()[: 65536 * 9]
+
+    def flip() -> None:
+        descriptor = os.open(overlay, os.O_RDWR)
+        until = time.monotonic() + 3
+        while time.monotonic() < until:
+            name_base(descriptor, victim)
+            os.pwrite(descriptor, header[:72], 0)
+
+    child = begin_as(pid, flip)
+    daemon.arcsup("stop", "one", "--save")
+
+    os.waitpid(child, 0)
+    assert victim.read_text() == "root:original\n"
+    assert base.read_bytes() == b"B" * 65536
+
+
+def test_no_file_of_the_host_is_saved_into_an_image(daemon: Daemon) -> None:
+    images = daemon.state / "images"
+    folder = daemon.top / "of-the-host"
+    folder.mkdir(mode=0o700)
+    secret = folder / "shadow"
+    secret.write_bytes(b"TOPSECRET" * 1000)
+    base = images / "base.qcow2"
+    file = daemon.drop("own", OWN + "disks: [{path: base.qcow2, size: 1MiB}]\n")
+    pid = daemon.wait_for("own", "running")["pid"]
+    reader, writer = os.pipe()
+    ready, tell = os.pipe()
+
+    def keep_and_forge() -> None:
+        descriptor = os.open(base, os.O_RDWR)
+        os.write(tell, b"o")
+        os.read(reader, 1)
+        name_base(descriptor, secret)
+
+    child = begin_as(pid, keep_and_forge)
+    os.read(ready, 1)
+    file.unlink()
+    daemon.wait_for("own", "gone")
+    daemon.drop("two", EPHEMERAL.replace("FILE", "base.qcow2").replace("FORMAT", "format: qcow2"))
+    daemon.wait_for("two", "running")
+
+    os.write(writer, b"g")
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    stopped = daemon.arcsup("stop", "two", "--save")
+
+    assert "two is stopped, but not saved: base.qcow2, its base" in stopped.stderr
+    for image in images.glob("*.qcow2"):
+        assert b"TOPSECRET" not in image.read_bytes()
+    for descriptor in (reader, writer, ready, tell):
+        os.close(descriptor)
