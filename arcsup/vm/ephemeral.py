@@ -14,7 +14,8 @@ from arcsup.model import Argv, Disk, DiskFormat, Vm, VmName
 from arcsup.places import Places
 from arcsup.vm.disks import resolve_image
 from arcsup.vm.image_changes import check_committable
-from arcsup.vm.qemu_img import change_image
+from arcsup.vm.looking import look_at
+from arcsup.vm.qemu_img import change_image, find_virtual_size
 from arcsup.vm.removal import remove_trees
 
 
@@ -52,7 +53,10 @@ async def create_overlays(vm: Vm, places: Places) -> None:
         path = Path(overlay.path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         _, *arguments, _ = overlay_command(overlay, disk, overlay.path)
-        await change_image(path, *arguments)
+        # Unsafe for qemu-img is safe for us: it does not open the base, nor what that names.
+        base, driver = Path(overlay.base or ""), disk.format.value
+        size = await look_at(str(base), find_virtual_size, base, driver)
+        await change_image(path, *arguments, "-u", "-o", f"size={size}")
 
 
 async def remove_overlays(name: VmName, places: Places) -> None:
