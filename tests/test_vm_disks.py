@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from arcsup.errors import Terminal, Transient
 from arcsup.model import Boot, Disk, DiskFormat, MiB, Vm
 from arcsup.vm import disks
 from arcsup.vm.disks import check_files, create_missing_disks, find_medium
-from arcsup.vm.programs import run_program
+from arcsup.vm.image_tool import run_image_tool
 from tests.vm_samples import make_vm
 
 needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
@@ -66,12 +67,12 @@ async def test_a_disk_that_appears_meanwhile_is_not_overwritten(
     theirs = b"QFI\xfb of somebody else"
 
     async def run_slowly(
-        argv: tuple[str, ...], *, seconds: float, hint: str, pass_fds: tuple[int, ...]
+        arguments: Sequence[str], *, account: None, pass_fds: tuple[int, ...], seconds: float
     ) -> subprocess.CompletedProcess[bytes]:
         (tmp_path / "a.qcow2").write_bytes(theirs)
-        return await run_program(argv, seconds=seconds, hint=hint, pass_fds=pass_fds)
+        return await run_image_tool(arguments, account=account, pass_fds=pass_fds, seconds=seconds)
 
-    monkeypatch.setattr(disks, "run_program", run_slowly)
+    monkeypatch.setattr(disks, "run_image_tool", run_slowly)
     await create_missing_disks(vm_with(Disk("a.qcow2", MiB(10))), tmp_path)
 
     assert (tmp_path / "a.qcow2").read_bytes() == theirs

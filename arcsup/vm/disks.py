@@ -18,17 +18,12 @@ from arcsup.host.accounts import Account
 from arcsup.model import Argv, Disk, DiskBus, DiskFormat, Vm
 from arcsup.opening import open_named
 from arcsup.vm.capabilities import Capabilities
-from arcsup.vm.image_files import (
-    create_folder_of,
-    has_qcow2_magic,
-    part_of,
-    publish,
-    read_qcow2_size,
-)
+from arcsup.vm.image_files import create_folder_of, has_qcow2_magic, part_of, publish
+from arcsup.vm.image_tool import run_image_tool
 from arcsup.vm.looking import look_at
 from arcsup.vm.options import Slot, escape, on_off, pci_place
-from arcsup.vm.privileges import dropping_to
-from arcsup.vm.programs import last_words, run_program
+from arcsup.vm.programs import last_words
+from arcsup.vm.qemu_img import find_virtual_size
 from arcsup.vm.reach import Bounds, check_path, open_folder_of
 
 SECONDS_TO_CREATE = 30.0
@@ -227,9 +222,9 @@ async def _write_empty(
     try:
         if account is not None:
             os.fchown(memory, account.uid, account.gid)
-        argv = (*dropping_to(account), *command(f"/proc/self/fd/{memory}"))
-        finished = await run_program(
-            argv, seconds=seconds, hint="install qemu-utils", pass_fds=(memory,)
+        _, *arguments = command(f"/proc/self/fd/{memory}")
+        finished = await run_image_tool(
+            arguments, account=account, pass_fds=(memory,), seconds=seconds
         )
         if finished.returncode != 0:
             raise Terminal(
@@ -258,14 +253,15 @@ def _overlay_options(disk: Disk, images: Path, what: str) -> tuple[Argv, int]:
     try:
         with open_named(base, or_block_device=True) as image:
             is_qcow2 = has_qcow2_magic(image)
-            size = read_qcow2_size(image) if is_qcow2 else image.seek(0, os.SEEK_END)
     except OSError as error:
         raise Terminal(
             f"{what}: its base {base}: {error.strerror}", hint="put the base image there first"
         ) from error
     # The format is written down: QEMU must never guess it from what a guest wrote. -u: qemu-img
     # does not open the base, nor what that says that it builds upon.
-    return ("-u", "-b", str(base), "-F", "qcow2" if is_qcow2 else "raw"), size
+    base_format = "qcow2" if is_qcow2 else "raw"
+    size = find_virtual_size(base, base_format)
+    return ("-u", "-b", str(base), "-F", base_format), size
 
 
 # --- the command line ---------------------------------------------------------------------------

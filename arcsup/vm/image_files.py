@@ -3,7 +3,6 @@
 Sources: docs/interop/qcow2.txt of QEMU for the magic; ECMA-119 8.1 for that of a CD-ROM.
 """
 
-import errno
 import fcntl
 import os
 import tempfile
@@ -23,18 +22,6 @@ def has_qcow2_magic(image: IO[bytes]) -> bool:
     """Tell whether an open image is qcow2, by its first bytes."""
     image.seek(0)
     return image.read(len(QCOW2_MAGIC)) == QCOW2_MAGIC
-
-
-def read_qcow2_size(image: IO[bytes]) -> int:
-    """Return how many bytes a guest sees of an open qcow2 image (docs/interop/qcow2.txt, byte 24).
-
-    Raises OSError for an image that is cut short.
-    """
-    image.seek(24)
-    size = image.read(8)
-    if len(size) < 8:
-        raise OSError(errno.EINVAL, "its qcow2 header is cut short")
-    return int.from_bytes(size, "big")
 
 
 def has_iso_magic(image: IO[bytes]) -> bool:

@@ -4,7 +4,6 @@ An image tool follows what the header of an image says. As a user who may open n
 daemon has lent, it follows it nowhere.
 """
 
-import os
 import subprocess
 from collections.abc import Sequence
 
@@ -13,6 +12,7 @@ import trio
 from arcsup.errors import Terminal, Transient
 from arcsup.host.accounts import Account
 from arcsup.vm.privileges import dropping_to, environment_of
+from arcsup.vm.process import inherited_environment
 from arcsup.vm.programs import kill_at_once
 
 
@@ -36,7 +36,7 @@ async def run_image_tool(
                 capture_stderr=True,
                 check=False,
                 pass_fds=tuple(pass_fds),
-                env=environment_of(account, os.environ),
+                env=environment_of(account, inherited_environment()),
                 deliver_cancel=kill_at_once,
             )
     except trio.TooSlowError:

@@ -23,7 +23,7 @@ from arcsup.opening import open_named
 from arcsup.vm.image_files import has_iso_magic, has_qcow2_magic
 from arcsup.vm.looking import look_at
 from arcsup.vm.privileges import dropping_to, environment_of
-from arcsup.vm.process import find_processes_holding
+from arcsup.vm.process import find_processes_holding, inherited_environment
 from arcsup.vm.programs import kill_at_once, run_program
 
 QUICK = 60.0
@@ -189,7 +189,7 @@ async def run_long(
         stderr=subprocess.STDOUT,
         check=False,
         pass_fds=tuple(pass_fds),
-        env=environment_of(account, os.environ),
+        env=environment_of(account, inherited_environment()),
         deliver_cancel=kill_at_once,
     )
     words = b""

@@ -71,9 +71,9 @@ async def test_a_log_that_is_taken_back_is_no_program_of_roots(logs: Path) -> No
     with ExitStack() as opened:
         # No record tells of an earlier loan: it was lost, with what the file was before.
         terms = Terms(account, QEMU_USER, (logs,), ())
-        loans = find_loans(wanted, terms, {}, opened)
+        loans, _ = find_loans(wanted, terms, {}, opened)
         await lend(loans)
-        assert put_back([loan for loan, _ in loans], {}) == {}
+        assert put_back([loan for loan, _ in loans], {}) == ({}, [])
 
     status = log.stat()
     assert (status.st_uid, status.st_mode & 0o7777) == (0, 0o750)
