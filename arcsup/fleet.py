@@ -42,6 +42,7 @@ from arcsup.unattended.store import AnswerStore
 from arcsup.vm.live_gpus import wants_change
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.record import WHAT_TO_DO, Record, Source
+from arcsup.vm.strays import describe_holder, find_holders, is_held
 
 
 @frozen
@@ -86,6 +87,8 @@ class Fleet:
     answers: AnswerStore = field(
         default=Factory(lambda it: AnswerStore(it.workshop.places.answers), takes_self=True)
     )
+    unrecorded: set[VmName] = field(factory=set)
+    """VMs without file and record of which a QEMU was found when the daemon began."""
     held: str = ""
     """Why the VM directory is not believed although it can be read; "" when it is."""
     memory: Callable[[], MiB | None] = observe_available_memory
@@ -126,6 +129,10 @@ class Fleet:
                 yield self.snapshot.reason
             yield from map(str, self.snapshot.findings)
         yield from self.unreadable.values()
+        places = self.workshop.places
+        for fileless in sorted(it for it in self.unrecorded if is_held(places, it)):
+            who = describe_holder(find_holders(places, fileless))
+            yield f"{fileless}: {who}, nor has it a VM file: end that process"
         yield from map(describe_stuck, sorted(unanswered_writes()))
         for name, because in sorted(self.allocation.losses.lost().items()):
             yield f"{name} is lost: {because}; `arcsup gpu unquarantine {name}` tries it again"
@@ -312,6 +319,7 @@ class Fleet:
             to_be_killed=self._want(vm).intent is Intent.KILL,
             differs=_differences(vm),
             retry_at=vm.record.retry_at if current else None,
+            unrecorded=vm.unrecorded or "",
             awaits=self._find_awaited(vm, strays) if vm.phase is Phase.DOWN else "",
             holds_devices=any(not owned.adopted for owned in vm.record.slices),
             hoards=vm.phase is Phase.DOWN and self.allocation.is_hoarding(vm),

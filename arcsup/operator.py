@@ -35,7 +35,7 @@ from arcsup.steps import list_steps
 from arcsup.transient import is_in_directory, take_up
 from arcsup.unattended.store import Answers, add_answers
 from arcsup.vm.live_clone import clone_running
-from arcsup.vm.managed import ManagedVm
+from arcsup.vm.managed import ManagedVm, StopOrder
 from arcsup.vm.modes import check_mode
 from arcsup.vm.qemu_img import Report
 from arcsup.vm.record import FRESH
@@ -211,6 +211,7 @@ class Operator:
         vm = self.fleet.find(name)
         if save:
             await check_saving(self.fleet, vm)
+        _end_unrecorded(vm)
         if vm.record.intent is not Intent.KILL or vm.phase is Phase.DOWN:
             # Who asked for that once still wants it when he asks again.
             save = save or (vm.record.save and vm.running is not None)
@@ -221,6 +222,7 @@ class Operator:
     async def kill(self, name: str) -> None:
         """Pull the plug and want the VM to be stopped, durably; nothing ephemeral is kept."""
         vm = self.fleet.find(name)
+        _end_unrecorded(vm)
         await self._want(vm, Intent.KILL, "asked to kill it", mode=_mode_until_down(vm), save=False)
 
     async def restart(self, name: str) -> None:
@@ -298,7 +300,7 @@ class Operator:
 
         def settled() -> bool:
             if verb in ("stop", "kill"):
-                return vm.phase is Phase.DOWN
+                return vm.phase is Phase.DOWN and vm.unrecorded is None
             began = verb != "restart" or vm.starts > vm.restarted_from
             # A guest may power off before anybody has looked: then it ran as well.
             ran = vm.phase in _UP or (vm.phase is Phase.DOWN and bool(vm.record.halted))
@@ -371,6 +373,12 @@ class Operator:
         self.fleet.workshop.tell(vm.name, intent.value, f"the operator {what}")
         self.reconciler.dirty.mark("operator")
         self.fleet.workshop.changed()
+
+
+def _end_unrecorded(vm: ManagedVm) -> None:
+    """Order the end of a QEMU that no record tells of: nobody can ask its guest."""
+    if vm.unrecorded is not None:
+        vm.give_order(StopOrder("the operator asked to end it", hard=True))
 
 
 def _mode_until_down(vm: ManagedVm) -> Mode:

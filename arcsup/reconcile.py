@@ -38,7 +38,14 @@ from arcsup.vm.live_gpus import change_gpus, note_awaited
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.media import change_media
 from arcsup.vm.slices import find_lost_slices, release_slices
-from arcsup.vm.supervise import begin, find_qemu_process, resume_vm, supervise
+from arcsup.vm.strays import names_held
+from arcsup.vm.supervise import (
+    begin,
+    find_qemu_process,
+    resume_vm,
+    supervise,
+    watch_unrecorded,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -136,6 +143,7 @@ class Reconciler:
         try:
             await self.fleet.read_files()
         finally:
+            self._watch_unrecorded()
             self.files_read.set()
         if self.ending:
             return
@@ -143,6 +151,12 @@ class Reconciler:
         for action in plan(view.wanted, view.seen, view.host, view.now):
             await self._carry_out(action)
         self.fleet.answers.remove_stale(vm.record.mode for vm in self.fleet.vms.values())
+
+    def _watch_unrecorded(self) -> None:
+        """Watch the QEMUs found at the start that no record tells of, as their VMs get known."""
+        for name in [name for name in self.fleet.unrecorded if name in self.fleet.vms]:
+            self.fleet.unrecorded.remove(name)
+            self.nursery.start_soon(watch_unrecorded, self.fleet.vms[name], self.fleet.workshop)
 
     async def _look_at_devices(self, reasons: frozenset[str]) -> View:
         """Choose slices for all VMs that are or should be up, and look again."""
@@ -274,9 +288,12 @@ class Reconciler:
     def adopt_all(self) -> None:
         """Take over every QEMU that an earlier daemon left."""
         workshop = self.fleet.workshop
+        self.fleet.unrecorded = set(names_held(workshop.places))
         for vm in self.fleet.vms.values():
             if vm.record.launch is None:
                 continue
+            # Who does not find the QEMU that its record names sees to the lock itself.
+            self.fleet.unrecorded.discard(vm.name)
             process = find_qemu_process(vm, workshop.boot_id)
             if process is not None:
                 self.metrics.count_adopted()

@@ -128,7 +128,7 @@ def _reason(vm: ManagedVm, state: State, verdict: Verdict, pending: tuple[str, .
         case State.BACKOFF:
             return f"{in_words(vm.record.last_exit)}; {verdict.blocked}"
         case State.WAITING:
-            return verdict.blocked or "about to start"
+            return vm.unrecorded or verdict.blocked or "about to start"
         case State.STOPPED:
             return verdict.because
         case State.FAILED:

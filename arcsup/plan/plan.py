@@ -54,6 +54,7 @@ class Seen:
     from what runs; ``awaits`` names a device or a VM that it waits for; ``retry_at`` is when a
     crashed VM may be tried again. ``hoards``: it lacks a device, and has others that are there.
     ``left_over``: it has a device that it went on without.
+    ``unrecorded``: a QEMU of it lives that no record tells of, and this is what is known of it.
     ``gpus_can_change``: GPUs that its file asks for can come, or others go, while it runs.
     """
 
@@ -64,6 +65,7 @@ class Seen:
     differs: tuple[str, ...] = ()
     retry_at: float | None = None
     awaits: str = ""
+    unrecorded: str = ""
     holds_devices: bool = False
     hoards: bool = False
     left_over: bool = False
@@ -193,7 +195,7 @@ def _releases(
     now: float,
 ) -> Iterator[ReleaseDevices]:
     for name, it in sorted(seen.items()):
-        if name not in wanted or it.releasing:
+        if name not in wanted or it.releasing or it.unrecorded:
             continue
         if it.phase is not Phase.DOWN:
             if it.left_over and it.phase in (Phase.RUNNING, Phase.PAUSED):
@@ -210,7 +212,9 @@ def _releases(
 
 def _forgets(wanted: Mapping[VmName, Wanted], seen: Mapping[VmName, Seen]) -> Iterator[ForgetVm]:
     for name, it in sorted(seen.items()):
-        if name not in wanted and it.phase is Phase.DOWN and not it.releasing:
+        if name in wanted or it.releasing or it.unrecorded:
+            continue
+        if it.phase is Phase.DOWN:
             yield ForgetVm(name, "its file was removed")
 
 
@@ -285,6 +289,8 @@ def _blocked(
     now: float,
 ) -> str:
     want, it = wanted[name], seen.get(name, Seen())
+    if it.unrecorded:
+        return it.unrecorded
     if it.releasing:
         return "waiting for its former devices to be given back"
     if it.retry_at is not None and now < it.retry_at:
@@ -361,6 +367,8 @@ def show_state(verdict: Verdict, it: Seen, *, faulty: bool, failed: bool, now: f
         return State.INVALID
     if it.phase is not Phase.DOWN:
         return State(it.phase.value)
+    if it.unrecorded:
+        return State.WAITING
     if failed:
         return State.FAILED
     if not verdict.up:

@@ -4,6 +4,7 @@ Everything here may be done twice: a daemon that was killed half way leaves the 
 """
 
 import logging
+from contextlib import suppress
 
 import trio
 
@@ -12,6 +13,7 @@ from arcsup.places import Places
 from arcsup.vm.process import Process, end_process
 from arcsup.vm.record import Launch
 from arcsup.vm.removal import remove_trees
+from arcsup.vm.strays import lock_files
 
 logger = logging.getLogger(__name__)
 
@@ -40,5 +42,12 @@ async def _end_helper(role: str, process: Process) -> None:
 
 
 async def remove_runtime_folders(places: Places, name: VmName) -> None:
-    """Remove a VM's sockets and lock; nothing happens when they are gone already. Transient."""
+    """Remove a VM's sockets and locks; nothing happens when they are gone already. Transient.
+
+    Whoever calls it holds the VM's lock. A lock file that nobody holds is no obstacle to a start:
+    one that cannot be removed, on a file system that is read-only by now, stays.
+    """
     await remove_trees(places.qemu_run_of(name), places.run_of(name))
+    for path in lock_files(places, name):
+        with suppress(OSError):
+            path.unlink(missing_ok=True)

@@ -1,7 +1,8 @@
 """One start, in the order that survives a crash at any instruction.
 
- 1. The record says that a start is under way (fsync).
- 2. Files, sockets and the lock are made; all of it may be there half done from an earlier try.
+ 1. The VM's lock is taken: a start that is refused has done nothing. Then the record says that a
+    start is under way (fsync).
+ 2. Files and sockets are made; all of it may be there half done from an earlier try.
  3. QEMU and its helpers are started behind their gates: they exist, but have not begun.
  4. The record says who they are (fsync).
  5. The gates open. A control group is made for them, before if need be, and always before the guest
@@ -15,7 +16,7 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,6 @@ from arcsup.alongside import alongside
 from arcsup.errors import Terminal, Transient
 from arcsup.host.numa import observe_numa
 from arcsup.host.sysfs import Sysfs
-from arcsup.locks import locked
 from arcsup.model import Argv, NetworkType, Vm
 from arcsup.plan.lifecycle import Step
 from arcsup.plan.plan import Intent
@@ -52,7 +52,6 @@ from arcsup.vm.privileges import lockable_bytes
 from arcsup.vm.process import (
     Process,
     closing_gate,
-    find_processes_holding,
     inherited_environment,
     limit_locked_memory,
     start_gated,
@@ -64,6 +63,7 @@ from arcsup.vm.resources import Needs, create_files, find_needs
 from arcsup.vm.shared_memory import create_shared_memory, hold_device
 from arcsup.vm.slices import find_cdev_slices, slice_devices, take_slices
 from arcsup.vm.sockets import Listener, listen_unix
+from arcsup.vm.strays import vm_lock
 from arcsup.vm.taps import Tap, open_tap
 from arcsup.vm.tpm import HelperCommand
 from arcsup.vm.viewer import give_display
@@ -75,8 +75,14 @@ HALTED = ("-S",)
 async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     """Start a QEMU, its guest still halted, and return it.
 
-    Raises Terminal or Transient; what was made by then is taken away by the caller's clean-up.
+    Raises LockHeld, before anything was done, where a QEMU of this VM runs that no record tells
+    of; Terminal or Transient, and then what was made is taken away by the caller's clean-up.
     """
+    with vm_lock(workshop.places, vm.name) as lock:
+        return await _start_locked(vm, workshop, lock)
+
+
+async def _start_locked(vm: ManagedVm, workshop: Workshop, lock: Sequence[int]) -> Process:
     intent = Intent.RUN if vm.record.intent is Intent.RESTART else vm.record.intent
     launch = Launch(workshop.boot_id, json.dumps(vm_to_native(vm.vm)), started_at=time.monotonic())
     await vm.save(workshop, launch=launch, intent=intent, halted="", retry_at=None)
@@ -91,7 +97,7 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     bounds = None if account is None else Bounds(account, (places.images, *workshop.image_folders))
     await _unless_ordered(vm, partial(create_files, vm.running, places, bounds))
     with ExitStack() as opened:
-        held = [opened.enter_context(_locked(places.run_of(vm.name)))]
+        held = list(lock)
         if account is not None:
             await create_qemu_folder(places, vm.name)
 
@@ -222,28 +228,6 @@ def _passed(sockets: Sockets) -> Iterator[int]:
     for listener in (sockets.qmp, sockets.monitor, sockets.console, sockets.agent):
         if listener.fd is not None:
             yield listener.fd
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[int]:
-    """Hold a VM's lock, which its QEMU inherits: no second one can be started while it lives.
-
-    The records already see to that; the lock holds even where they are lost. Raises Transient.
-    """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / "lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-
-    def refuse() -> Transient:
-        holders = sorted(set(find_processes_holding(path)) - {os.getpid()})
-        pids = ", ".join(map(str, holders)) or "an unknown process"
-        return Transient(
-            f"{path} is held by process {pids}, a QEMU that no record tells of",
-            "end that process; the VM is tried again",
-        )
-
-    with locked(descriptor, refuse):
-        yield descriptor
 
 
 async def bring_up(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:

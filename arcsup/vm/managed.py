@@ -137,6 +137,8 @@ class ManagedVm:
     unplugs: dict[str, trio.Event] = field(factory=dict)
     """Set when QEMU has given up the device of this id, or the guest has refused to."""
     process: Process | None = None
+    unrecorded: str | None = None
+    """What is known of a QEMU of it that lives though no record tells of it."""
     qmp: Qmp | None = None
     session_over: trio.Event = field(factory=trio.Event)
     """Set when the QMP session of the moment has ended and all that it said is in."""

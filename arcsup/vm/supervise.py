@@ -41,7 +41,7 @@ from arcsup.plan.restart import (
 )
 from arcsup.spec.native import load_vm
 from arcsup.vm.belongings import take_back_belongings
-from arcsup.vm.cleanup import end_helpers, remove_runtime_folders
+from arcsup.vm.cleanup import GRACE, end_helpers, remove_runtime_folders
 from arcsup.vm.control_groups import enclose, find_limit_reached
 from arcsup.vm.ephemeral import remove_overlays
 from arcsup.vm.helpers import watch_helpers
@@ -49,7 +49,7 @@ from arcsup.vm.hooks import run_hooks
 from arcsup.vm.launch import bring_up, find_last_words, start_qemu
 from arcsup.vm.managed import ManagedVm, SeenEnd, StopOrder, Workshop
 from arcsup.vm.monitor import keep_monitor
-from arcsup.vm.process import Process, ProcessEnd
+from arcsup.vm.process import Process, ProcessEnd, end_process
 from arcsup.vm.record import Failure
 from arcsup.vm.second_monitor import SECOND_MONITOR
 from arcsup.vm.settling import settle_overlays
@@ -57,6 +57,16 @@ from arcsup.vm.shared_memory import remove_shared_memory
 from arcsup.vm.slices import DeviceTrouble
 from arcsup.vm.sound import keep_receiver
 from arcsup.vm.stop import Rung, RungTaken, stop_qemu
+from arcsup.vm.strays import (
+    LOOK_AGAIN,
+    LockHeld,
+    describe_holder,
+    find_holders,
+    hold_for_removal,
+    hold_process,
+    is_held,
+    what_to_do,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -105,6 +115,10 @@ async def _start(vm: ManagedVm, workshop: Workshop) -> None:
     except NotRecorded:
         # Nothing is wrong with the VM: whoever keeps at it tries again, at no cost to its budget.
         raise
+    except LockHeld:
+        # Nothing was done, so there is nothing to undo, and it is no fault of the VM's.
+        vm.step(Step.END)
+        await watch_unrecorded(vm, workshop)
     except DeviceTrouble as error:
         await _finish(vm, workshop, ProcessEnd(), error.message, device_trouble=True)
     except (ArcsupError, OSError, RuntimeError, MemoryError) as error:
@@ -147,8 +161,60 @@ async def _wait_for_host(vm: ManagedVm, workshop: Workshop, why: str) -> None:
     workshop.changed()
 
 
+async def watch_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
+    """See a QEMU that no record tells of to its end; the VM is not started before.
+
+    What its own record tells of is settled after that: until then nothing of it is touched.
+    """
+    if vm.unrecorded is not None:
+        return
+    places, vm.order = workshop.places, None
+    pids = find_holders(places, vm.name)
+    vm.unrecorded = f"{describe_holder(pids)}; {what_to_do(vm.name)}"
+    workshop.tell(vm.name, "unrecorded", vm.unrecorded, pids=pids)
+    workshop.changed()
+    while is_held(places, vm.name):
+        pids = find_holders(places, vm.name)
+        process = hold_process(places, vm.name, pids[0], workshop.boot_id) if pids else None
+        if process is None:
+            await trio.sleep(LOOK_AGAIN)
+            continue
+        try:
+            await _see_unrecorded(vm, workshop, process)
+        finally:
+            process.close()
+    vm.unrecorded, vm.order = None, None
+    workshop.tell(vm.name, "unrecorded-ended", "the QEMU that no record told of has ended")
+    workshop.changed()
+    if vm.record.launch is not None:
+        await resume_vm(vm, workshop, None)
+
+
+async def _see_unrecorded(vm: ManagedVm, workshop: Workshop, process: Process) -> None:
+    """Wait for its end, and bring it about when that is ordered: there is no guest to ask."""
+    async with trio.open_nursery() as nursery:
+
+        async def end_when_ordered() -> None:
+            while vm.order is None:
+                await vm.ordered.wait()
+            try:
+                await end_process(process, grace=GRACE)
+            except trio.TooSlowError:
+                why = f"SIGKILL did not end QEMU {process.pid}: the kernel is waiting"
+                vm.unrecorded = why
+                workshop.tell(vm.name, "stuck", why, pid=process.pid)
+                workshop.changed()
+
+        nursery.start_soon(end_when_ordered)
+        await process.wait()
+        nursery.cancel_scope.cancel()
+
+
 async def resume_vm(vm: ManagedVm, workshop: Workshop, process: Process | None) -> None:
     """Go on with a launch that the record tells of; ``process`` is its QEMU, None if it ended."""
+    if process is None and is_held(workshop.places, vm.name):
+        await watch_unrecorded(vm, workshop)
+        return
     begin(vm, "it is in the record")
     vm.adopted, vm.process = True, process
     launch = vm.record.launch
@@ -459,10 +525,18 @@ async def _complete_evidence(vm: ManagedVm, end: ProcessEnd, *, at_limit: bool) 
 async def _tidy_up(vm: ManagedVm, workshop: Workshop) -> None:
     """End the helpers, take back and remove what this run had. May be done twice.
 
+    Raises LockHeld, before anything is touched, while a QEMU lives that may be using it.
     Programs that a guest which broke out has started are in the VM's group, and end with it. What
     cannot be removed is told and left: it may be no reason for a VM never to have ended. The
     next start makes all of it anew, and says what is in its way.
     """
+    # A shell that never became QEMU takes a moment to end.
+    await comes_true(lambda: not is_held(workshop.places, vm.name), seconds=GRACE)
+    with hold_for_removal(workshop.places, vm.name):
+        await _remove_what_it_had(vm, workshop)
+
+
+async def _remove_what_it_had(vm: ManagedVm, workshop: Workshop) -> None:
     launch = vm.record.launch
     if launch is not None:
         await end_helpers(launch, boot_id=workshop.boot_id)

@@ -358,8 +358,7 @@ def test_a_lost_record_starts_no_second_qemu(daemon: Daemon) -> None:
 
     daemon.start()
 
-    daemon.until(lambda: daemon.status("one")["lastExit"], "the start was tried")
-    assert f"is held by process {pid}" in daemon.status("one")["lastExit"]["detail"]
+    assert f"QEMU {pid} has the VM's lock" in daemon.wait_for("one", "waiting")["reason"]
     assert daemon.qemus() == [pid]
 
 
