@@ -3,6 +3,7 @@
 import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 
 import trio
 from attrs import define, field
@@ -42,6 +43,7 @@ from arcsup.vm.strays import names_held
 from arcsup.vm.supervise import (
     begin,
     find_qemu_process,
+    remove_leftovers,
     resume_vm,
     supervise,
     watch_unrecorded,
@@ -151,6 +153,14 @@ class Reconciler:
         for action in plan(view.wanted, view.seen, view.host, view.now):
             await self._carry_out(action)
         self.fleet.answers.remove_stale(vm.record.mode for vm in self.fleet.vms.values())
+        await self._remove_leftovers()
+
+    async def _remove_leftovers(self) -> None:
+        for vm in list(self.fleet.vms.values()):
+            if vm.not_removed and vm.phase is Phase.DOWN and vm.unrecorded is None:
+                # It was told when it began; whether it is over is seen at the next look.
+                with suppress(ArcsupError, OSError):
+                    await remove_leftovers(vm, self.fleet.workshop)
 
     def _watch_unrecorded(self) -> None:
         """Watch the QEMUs found at the start that no record tells of, as their VMs get known."""

@@ -137,6 +137,8 @@ class ManagedVm:
     unplugs: dict[str, trio.Event] = field(factory=dict)
     """Set when QEMU has given up the device of this id, or the guest has refused to."""
     process: Process | None = None
+    not_removed: bool = False
+    """Whether something of its last run is still there; it is tried again while the VM is down."""
     unrecorded: str | None = None
     """What is known of a QEMU of it that lives though no record tells of it."""
     qmp: Qmp | None = None

@@ -188,6 +188,19 @@ async def watch_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
     workshop.changed()
     if vm.record.launch is not None:
         await resume_vm(vm, workshop, None)
+    else:
+        await _tidy_up(vm, workshop)
+        await remove_overlays(vm.name, workshop.places)
+
+
+async def remove_leftovers(vm: ManagedVm, workshop: Workshop) -> None:
+    """Try once more to remove what could not be removed when a VM went down; Transient if it stays.
+
+    What it was, descriptors that were short or a read-only file system, passes by itself.
+    """
+    with hold_for_removal(workshop.places, vm.name):
+        await remove_runtime_folders(workshop.places, vm.name)
+    vm.not_removed = bool(list(remove_shared_memory(vm.vm)))
 
 
 async def _see_unrecorded(vm: ManagedVm, workshop: Workshop, process: Process) -> None:
@@ -552,6 +565,7 @@ async def _remove_what_it_had(vm: ManagedVm, workshop: Workshop) -> None:
         await remove_runtime_folders(workshop.places, vm.name)
     except (Transient, Terminal) as error:
         left.append(error.message)
+    vm.not_removed = bool(left)
     for what in left:
         workshop.tell(vm.name, "not-removed", f"something of its last run stays: {what}")
 
