@@ -297,6 +297,12 @@ class Fleet:
             return not over and record.intent_boot == self.workshop.boot_id
         return self._named is None or vm.name in self._named
 
+    def is_to_run(self, vm: ManagedVm) -> bool:
+        """Tell whether it should be up as far as its file, its record and the operator say."""
+        wanted = {vm.name: self._want(vm)}
+        known = judge(vm.name, wanted, {}, HostSeen(), time.monotonic())
+        return self.is_wanted(vm) and known.up
+
     def _want(self, vm: ManagedVm) -> Wanted:
         record, boot_id = vm.record, self.workshop.boot_id
         intent = record.intent

@@ -1,8 +1,8 @@
 """What an operator may ask of the daemon: the control socket's other end.
 
 A command changes the operator's intent, makes that durable, and marks; the reconciler does the
-rest. Nothing here starts or stops anything itself, so a command and a crash at the same moment
-cannot disagree.
+rest. Nothing here starts anything itself, so a command and a crash at the same moment cannot
+disagree. Only an end is ordered before it is durable: it must be possible on a full disk too.
 """
 
 import itertools
@@ -300,7 +300,10 @@ class Operator:
 
         def settled() -> bool:
             if verb in ("stop", "kill"):
-                return vm.phase is Phase.DOWN and vm.unrecorded is None
+                if vm.unrecorded is not None:
+                    return False
+                # On a full disk, that it has ended cannot be recorded either.
+                return vm.phase is Phase.DOWN or bool(vm.unsaved and vm.end)
             began = verb != "restart" or vm.starts > vm.restarted_from
             # A guest may power off before anybody has looked: then it ran as well.
             ran = vm.phase in _UP or (vm.phase is Phase.DOWN and bool(vm.record.halted))
@@ -369,8 +372,16 @@ class Operator:
         changes: dict[str, Any] = {"intent": intent, "intent_boot": boot, "mode": mode, **more}
         if fresh:
             changes |= FRESH
-        await vm.save(self.fleet.workshop, **changes)
-        self.fleet.workshop.tell(vm.name, intent.value, f"the operator {what}")
+        told = f"the operator {what}"
+        if intent in (Intent.STOP, Intent.KILL):
+            # Ending it is possible whatever the disk says: the order first, then the record.
+            if vm.phase is not Phase.DOWN:
+                vm.give_order(StopOrder(told, hard=intent is Intent.KILL))
+            if why := await vm.save_or_remember(self.fleet.workshop, **changes):
+                told += f"; a restart of the daemon may forget it, for {why}"
+        else:
+            await vm.save(self.fleet.workshop, **changes)
+        self.fleet.workshop.tell(vm.name, intent.value, told)
         self.reconciler.dirty.mark("operator")
         self.fleet.workshop.changed()
 

@@ -144,6 +144,10 @@ class Reconciler:
     async def _make_pass(self, reasons: frozenset[str]) -> None:
         try:
             await self.fleet.read_files()
+        except Exception:
+            # What is new could not be recorded, but whoever is to end must end all the same.
+            self._stop_who_must_end()
+            raise
         finally:
             self._watch_unrecorded()
             self.files_read.set()
@@ -154,6 +158,7 @@ class Reconciler:
             await self._carry_out(action)
         self.fleet.answers.remove_stale(vm.record.mode for vm in self.fleet.vms.values())
         await self._remove_leftovers()
+        await self._record_what_was_not()
 
     async def _remove_leftovers(self) -> None:
         for vm in list(self.fleet.vms.values()):
@@ -167,6 +172,19 @@ class Reconciler:
         for name in [name for name in self.fleet.unrecorded if name in self.fleet.vms]:
             self.fleet.unrecorded.remove(name)
             self.nursery.start_soon(watch_unrecorded, self.fleet.vms[name], self.fleet.workshop)
+
+    def _stop_who_must_end(self) -> None:
+        view = self.fleet.look()
+        for action in plan(view.wanted, view.seen, view.host, view.now):
+            if isinstance(action, StopVm) and not self.ending:
+                order = StopOrder(action.because, hard=action.hard)
+                self.fleet.vms[action.name].give_order(order)
+
+    async def _record_what_was_not(self) -> None:
+        """Write down who was ended while there was no room for it. Raises NotRecorded."""
+        for vm in list(self.fleet.vms.values()):
+            if vm.unsaved:
+                await vm.save(self.fleet.workshop)
 
     async def _look_at_devices(self, reasons: frozenset[str]) -> View:
         """Choose slices for all VMs that are or should be up, and look again."""
@@ -229,6 +247,9 @@ class Reconciler:
         vm = self.fleet.vms[action.name]
         match action:
             case StartVm(because=because):
+                # While other actions were carried out, somebody may have asked to stop it.
+                if vm.phase is not Phase.DOWN or not self.fleet.is_to_run(vm):
+                    return
                 vm.choices = self.fleet.allocation.choices_for(vm.name)
                 vm.gpu_node = self.fleet.allocation.numa_node_of(vm.name)
                 begin(vm, because)

@@ -11,20 +11,20 @@ import trio.testing
 import arcsup.operator
 from arcsup.control.events import EventLog
 from arcsup.control.metrics import Metrics
-from arcsup.errors import TimedOut
+from arcsup.errors import NotRecorded, TimedOut
 from arcsup.events.dirty import Dirty
 from arcsup.fleet import View
 from arcsup.model import State, VmName, VmStatus
 from arcsup.operator import Operator
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
-from arcsup.plan.plan import Intent
+from arcsup.plan.plan import Intent, StartVm
 from arcsup.reconcile import Reconciler
 from arcsup.show import show_vm
 from arcsup.vf_journal import VfJournal
 from arcsup.virtual_functions import VfKeeper
 from arcsup.vm.managed import ManagedVm, StopOrder
-from arcsup.vm.record import Launch
+from arcsup.vm.record import Launch, Record
 from arcsup.vm.supervise import resume_vm
 from tests.small_host import BOOT, SmallHost
 
@@ -74,6 +74,93 @@ async def test_a_start_after_the_stop_began_leaves_it_to_save(host: SmallHost) -
         await operator.start("web")
 
     assert (vm.record.intent, vm.record.save) == (Intent.RESTART, True)
+
+
+def fill_disk(host: SmallHost, monkeypatch: pytest.MonkeyPatch) -> list[NotRecorded]:
+    """Let no record be written for as long as the list is not empty."""
+    refusals = [NotRecorded("web.json cannot be written: No space left on device", "make room")]
+    records = host.fleet.workshop.records
+    save = records.save
+
+    async def refuse(record: Record) -> None:
+        if refusals:
+            raise refusals[0]
+        await save(record)
+
+    monkeypatch.setattr(records, "save", refuse)
+    return refusals
+
+
+@pytest.mark.parametrize(("verb", "hard"), [("stop", False), ("kill", True)])
+async def test_on_a_full_disk_an_end_is_ordered_at_once_and_recorded_when_there_is_room(
+    host: SmallHost, monkeypatch: pytest.MonkeyPatch, verb: str, *, hard: bool
+) -> None:
+    vm = host.fleet.vms[WEB]
+    vm.phase, vm.running = Phase.RUNNING, vm.vm
+    refusals = fill_disk(host, monkeypatch)
+
+    async with operating(host) as operator:
+        await getattr(operator, verb)("web")
+
+        assert vm.order is not None
+        assert vm.order.hard is hard
+        assert vm.record.intent is Intent(verb)
+        [condition] = operator.status("web").conditions
+        assert (condition.type, condition.status) == ("Recorded", False)
+        assert "No space left on device" in condition.message
+        with pytest.raises(NotRecorded):
+            await operator.reconciler._make_pass(frozenset())
+        assert vm.record.intent is Intent(verb)
+
+        refusals.clear()
+        await operator.reconciler._make_pass(frozenset())
+    assert not vm.unsaved
+    assert vm.conditions["Recorded"].status
+    assert host.fleet.workshop.records.known[WEB].intent is Intent(verb)
+
+
+async def test_on_a_full_disk_a_start_and_a_restart_are_refused_and_change_nothing(
+    host: SmallHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = host.fleet.vms[WEB]
+    fill_disk(host, monkeypatch)
+
+    async with operating(host) as operator:
+        await operator.stop("web")
+        for ask in (operator.start, operator.restart):
+            with pytest.raises(NotRecorded):
+                await ask("web")
+    assert (vm.record.intent, vm.order) == (Intent.STOP, None)
+    assert vm.unsaved
+
+
+async def test_who_is_to_end_ends_though_a_changed_file_cannot_be_recorded(
+    host: SmallHost, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = host.fleet.vms[WEB]
+    vm.phase, vm.running = Phase.RUNNING, vm.vm
+    await vm.save(host.fleet.workshop, intent=Intent.STOP, intent_boot=BOOT)
+    fill_disk(host, monkeypatch)
+    host.drop("web", "memory: 128\n")
+
+    async with operating(host) as operator:
+        with pytest.raises(ExceptionGroup):
+            await operator.reconciler._make_pass(frozenset({"files"}))
+
+    assert vm.order is not None
+
+
+async def test_a_planned_start_is_not_carried_out_after_a_stop_that_came_between(
+    host: SmallHost,
+) -> None:
+    vm = host.fleet.vms[WEB]
+    planned = StartVm(WEB, "autostart")
+
+    async with operating(host) as operator:
+        await operator.stop("web")
+        await operator.reconciler._carry_out(planned)
+
+    assert (vm.phase, vm.starts) == (Phase.DOWN, 0)
 
 
 async def test_who_asked_to_save_need_not_say_it_again(host: SmallHost) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import trio
 from attrs import Factory, define, evolve, field, frozen
 
-from arcsup.errors import Terminal
+from arcsup.errors import NotRecorded, Terminal
 from arcsup.host.accounts import Accounts
 from arcsup.host.cgroups import ControlGroups
 from arcsup.host.owned import OwnedSlice, SliceChoice
@@ -165,6 +165,8 @@ class ManagedVm:
     """How the QEMU that was there last has ended: nobody can look again until it is recorded."""
     not_saved: str = ""
     """Why what its last QEMU wrote to ephemeral disks could not be kept, and where it is."""
+    unsaved: str = ""
+    """Why the operator's wish to end it is not in its record yet, "" where it is."""
     conditions: dict[str, Condition] = field(factory=dict)
     restraint: Restraint = field(factory=Restraint)
     """How often what its QEMU says is told."""
@@ -242,6 +244,30 @@ class ManagedVm:
             if self.record is changed:
                 self.record = before
             raise
+        if self.record is changed:
+            # Whatever could not be written earlier was in it.
+            self._note_unsaved("")
+
+    async def save_or_remember(self, workshop: Workshop, **changes: Any) -> str:
+        """Change the record as ``save`` does, for an end: that must not wait for room on a disk.
+
+        Return why it is not durable, "" when it is. Then it holds for as long as this daemon lives
+        or until ``save`` has worked: a later daemon would not know of it.
+        """
+        try:
+            await self.save(workshop, **changes)
+        except NotRecorded as error:
+            self.record = evolve(self.record, **changes)
+            self._note_unsaved(error.message)
+            return error.message
+        return ""
+
+    def _note_unsaved(self, why: str) -> None:
+        if why or self.unsaved:
+            message = f"what the operator asked for is not recorded: {why}" if why else ""
+            reason = "NotRecorded" if why else "Recorded"
+            self.set_condition("Recorded", reason, message, status=not why)
+        self.unsaved = why
 
     async def save_running(self, workshop: Workshop) -> None:
         """Make durable what its QEMU runs with now, after a change to it while it ran."""
