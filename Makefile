@@ -10,6 +10,8 @@ T ?=
 # For make soak: how many steps in the lab, and what they are made from.
 STEPS ?= 600
 SEED ?= 1
+# For make chaos.
+ROUNDS ?= 25
 
 python := .venv/bin/python
 
@@ -67,6 +69,10 @@ soak: setup ## Make random steps, in memory and on real devices (STEPS=600 SEED=
 	@ARCSUP_SOAK=$$(( ($(STEPS) + 59) / 60 )) $(python) -m pytest -q tests/test_soak.py
 	@tests/lab/run --deadline $$(( $(STEPS) * 20 + 900 )) -- \
 		tests/lab/test_soak.py --soak-steps=$(STEPS) --soak-seed=$(SEED)
+
+.PHONY: chaos
+chaos: setup ## Bring random faults upon a daemon with real QEMUs (ROUNDS=25 SEED=1)
+	@$(python) -m tests.chaos --rounds $(ROUNDS) --seed $(SEED)
 
 .PHONY: install
 install: ## Install for the system (PREFIX=/usr/local, DESTDIR=)
