@@ -200,3 +200,13 @@ def test_what_the_daemon_does_not_answer_is_told_instead(
 
     assert result.code in {0, 1}
     assert read_bundle(tmp_path / "b.tgz")["daemon/vms.json"].startswith("no daemon at")
+
+
+def test_a_list_of_secrets_that_a_cut_log_does_not_end_is_taken_out_to_the_end() -> None:
+    text = "password: [" * 3 + "hush\nhush"
+
+    assert remove_secrets(text) == f"password: {REMOVED}"
+
+
+def test_an_option_after_a_line_of_dashes_is_found() -> None:
+    assert "hush" not in remove_secrets(f"{'-' * 60}\n--password hush\n")

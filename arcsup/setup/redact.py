@@ -11,6 +11,9 @@ _WORD = r"(?:pass(?:word|wd|phrase)|secret|token|api[-_]?key|licen[cs]e[-_]?key|
 _KEY = rf"[\w.-]{{0,99}}{_WORD}"
 """Such a name as a whole: vncPassword. No longer, or a log of one long word takes minutes."""
 
+_OPTION = rf"(?<![\w-])--?{_KEY}"
+"""Such a name as an option. It begins once in a line of dashes, not at each."""
+
 _QUOTE = r"(?<!\\)\\*[\"']"
 """JSON within JSON has backslashes before its quotes."""
 
@@ -24,9 +27,11 @@ _SINGLE = r"'(?:[^']|'')*+'"
 """A value in YAML's single quotes, where a backslash is nothing but one."""
 
 _VALUE = (
-    rf"(?!\[removed\])(?:(?P<quote>{_QUOTE}){_QUOTED}*(?P=quote)|{_QUOTE}.*|\[[^\]]*\]|{_PLAIN})"
+    rf"(?!\[removed\])(?:(?P<quote>{_QUOTE}){_QUOTED}*(?P=quote)|{_QUOTE}.*"
+    rf"|\[[^\]]*(?:\]|\Z)|{_PLAIN})"
 )
-"""The second is a quote that nothing ends: a log may have been cut."""
+"""The second is a quote, the third may be a list, that nothing ends: a log may have been cut. What
+goes on to the end is taken at once, so that no text is searched to its end again and again."""
 
 _QEMU_OBJECT = r"(?:qom-type=)?\bsecret,"
 _QMP_OBJECT = rf"\bqom-type{_QUOTE}\s*:\s*{_QUOTE}secret{_QUOTE}"
@@ -40,17 +45,17 @@ _RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     # A crypt(3) hash, as unattended installations and cloud-init have them.
     (re.compile(r"\$(?:1|2[abxy]?|5|6|7|y|gy)\$[./A-Za-z0-9$=,]{8,}"), REMOVED),
     (re.compile(r"(?i)\b(authorization:\s*\w+\s+)\S+"), rf"\1{REMOVED}"),
-    (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]*://)[^/\s@:]*:[^/\s@]*@"), rf"\1{REMOVED}@"),
+    (re.compile(r"(?i)(\b[a-z][a-z0-9+.-]{0,30}://)[^/\s@:]*:[^/\s@]*@"), rf"\1{REMOVED}@"),
     # QEMU's -object secret: quoted, in a list of YAML, on a command line, as QMP has it.
     (
         re.compile(
-            rf"((?P<quote>{_QUOTE}){_QEMU_OBJECT}(?:{_QUOTED}*?,)?data=)"
+            rf"((?P<quote>{_QUOTE}){_QEMU_OBJECT}(?:{_QUOTED}{{0,999}}?,)?data=)"
             rf"(?:,,|(?!,){_QUOTED})*"
         ),
         rf"\1{REMOVED}",
     ),
     (re.compile(rf"(?m)^([ \t]*-[ \t]+{_QEMU_OBJECT}(?:.*?,)?data=).+"), rf"\1{REMOVED}"),
-    (re.compile(rf"({_QEMU_OBJECT}(?:[^\s\"']*?,)?data=){_PLAIN}"), rf"\1{REMOVED}"),
+    (re.compile(rf"({_QEMU_OBJECT}(?:[^\s\"']{{0,999}}?,)?data=){_PLAIN}"), rf"\1{REMOVED}"),
     (re.compile(rf"({_QMP_OBJECT}[^}}]{{0,999}}?{_QMP_DATA}){_VALUE}"), rf"\1{REMOVED}"),
     (
         re.compile(rf"({_QMP_DATA})(?!\{{)(?=[\s\S]{{0,999}}?{_QMP_OBJECT}){_VALUE}"),
@@ -82,10 +87,10 @@ _RULES: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...]
     ),
     # In lists, the value is the next item.
     (
-        re.compile(rf"(?i)(--?{_KEY}(?:[ \t]+|(?:{_QUOTE})?\s*,(?:\s|\\+n)*)){_VALUE}"),
+        re.compile(rf"(?i)({_OPTION}(?:[ \t]+|(?:{_QUOTE})?\s*,(?:\s|\\+n)*)){_VALUE}"),
         rf"\1{REMOVED}",
     ),
-    (re.compile(rf"(?i)(--?{_KEY}[\"']?[ \t]*\n[ \t]*-[ \t]+).+"), rf"\1{REMOVED}"),
+    (re.compile(rf"(?i)({_OPTION}[\"']?[ \t]*\n[ \t]*-[ \t]+).+"), rf"\1{REMOVED}"),
 )
 
 

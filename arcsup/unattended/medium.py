@@ -13,6 +13,10 @@ from pycdlib.pycdlibexception import PyCdlibException
 
 from arcsup.errors import Refused
 
+LARGEST_FILE = 256 * 2**20
+"""Bytes of a file that is taken from an ISO image. An installer's kernel and initrd have some 60
+MiB; a sparse image of a few KiB may claim anything, and it is held in memory."""
+
 JOLIET = 3
 """The level with names of 64 characters, which Windows and Linux read."""
 
@@ -33,7 +37,10 @@ def write_medium(label: str, files: Mapping[str, str]) -> bytes:
 
 
 def read_file_of_iso(image: Path, path: str) -> bytes:
-    """Return a file of an ISO image. Raises Refused when it is none, or has no such file."""
+    """Return a file of an ISO image.
+
+    Raises Refused when it is none, has no such file, or one larger than ``LARGEST_FILE``.
+    """
     iso = PyCdlib()
     try:
         iso.open(str(image))
@@ -41,10 +48,14 @@ def read_file_of_iso(image: Path, path: str) -> bytes:
         raise Refused(f"{image}: is no ISO image: {error}", "name an installer's ISO") from error
     try:
         content = io.BytesIO()
-        if iso.has_rock_ridge():
-            iso.get_file_from_iso_fp(content, rr_path=path)
-        else:
-            iso.get_file_from_iso_fp(content, iso_path=f"{path.upper()};1")
+        name = {"rr_path": path} if iso.has_rock_ridge() else {"iso_path": f"{path.upper()};1"}
+        size = iso.get_record(**name).get_data_length()
+        if size > LARGEST_FILE:
+            raise Refused(
+                f"{image}: {path} claims {size >> 20} MiB, more than {LARGEST_FILE >> 20}",
+                "name an installer's ISO",
+            )
+        iso.get_file_from_iso_fp(content, **name)
         return content.getvalue()
     except PyCdlibException as error:
         raise Refused(

@@ -7,6 +7,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -18,6 +19,7 @@ from arcsup.host.accounts import Account
 from arcsup.model import Argv, Disk, DiskBus, DiskFormat, Vm
 from arcsup.opening import open_named
 from arcsup.vm.capabilities import Capabilities
+from arcsup.vm.chains import read_base_name
 from arcsup.vm.image_files import create_folder_of, has_qcow2_magic, part_of, publish
 from arcsup.vm.image_tool import run_image_tool
 from arcsup.vm.looking import look_at
@@ -27,8 +29,11 @@ from arcsup.vm.qemu_img import find_virtual_size
 from arcsup.vm.reach import Bounds, check_path, open_folder_of
 
 SECONDS_TO_CREATE = 30.0
-MIB_PER_EXTRA_SECOND = 10 * 1024
-"""Making an image writes its tables only; on slow storage they take longer as it grows."""
+"""An empty image is made in memory: its header and tables."""
+
+LARGEST_EMPTY_IMAGE = 64 * 2**20
+"""Bytes of an empty qcow2 image; one of 64 TiB has some MiB of tables."""
+
 GUEST_TOOLS = "guest-tools.iso"
 """The guest tools' image, in the images directory."""
 
@@ -74,6 +79,11 @@ def check_paths(vm: Vm, images: Path, bounds: Bounds) -> None:
             check_path(f"disks[{index}].base", base, bounds, written=False)
     for index, path in enumerate(vm.cdroms):
         check_path(f"cdroms[{index}]", resolve_image(path, images), bounds, written=False)
+    if vm.display.password_file is not None:
+        password = resolve_image(vm.display.password_file, images)
+        check_path("display.passwordFile", password, bounds, written=False)
+    for index, share in enumerate(vm.shares):
+        check_path(f"shares[{index}]", images / share.path, bounds, written=True)
     if vm.boot is not None:
         for what, file in (("kernel", vm.boot.kernel), ("initrd", vm.boot.initrd)):
             if file is not None:
@@ -177,13 +187,12 @@ async def create_disk(disk: Disk, images: Path, what: str, bounds: Bounds | None
     """
     path = resolve_image(disk.path, images)
     command = creation_command(disk, images, what)
-    seconds = SECONDS_TO_CREATE + (disk.size_mib or 0) / MIB_PER_EXTRA_SECOND
     account = None if bounds is None else bounds.account
     try:
         with ExitStack() as held:
             place = held.enter_context(_place_of(path, images, bounds))
             part = held.enter_context(part_of(place))
-            await _write_empty(part, disk, command, what, seconds, account)
+            await _write_empty(part, disk, command, what, account)
             return await trio.to_thread.run_sync(publish, part, place)
     except OSError as error:
         raise Terminal(
@@ -206,23 +215,30 @@ def _place_of(path: Path, images: Path, bounds: Bounds | None) -> Iterator[Path]
 
 
 async def _write_empty(
-    part: IO[bytes],
-    disk: Disk,
-    command: Callable[[str], Argv],
-    what: str,
-    seconds: float,
-    account: Account | None,
+    part: IO[bytes], disk: Disk, command: Callable[[str], Argv], what: str, account: Account | None
 ) -> None:
-    """Write an empty image into ``part``. Raises Terminal, Transient, OSError.
+    """Write an empty image into ``part``. Raises Terminal, Transient, OSError."""
+    if disk.format is DiskFormat.RAW:
+        os.ftruncate(part.fileno(), (disk.size_mib or 0) * 2**20)
+        return
+    image = await _make_in_memory(command, what, account, SECONDS_TO_CREATE)
+    await trio.to_thread.run_sync(part.write, image)
+    part.flush()
 
-    qemu-img runs as ``account`` and writes into memory: it is given no file of the host's, by
-    name or otherwise. An empty image is its header and tables, a few hundred KiB.
+
+async def _make_in_memory(
+    command: Callable[[str], Argv], what: str, account: Account | None, seconds: float
+) -> bytes:
+    """Return an empty qcow2 image, as qemu-img makes it for ``account``.
+
+    It is given no file of the host's, by name or otherwise. Who else is ``account`` can write into
+    its memory: what comes of it is judged before it is an image of root's.
     """
     memory = os.memfd_create("image", os.MFD_CLOEXEC)
     try:
         if account is not None:
             os.fchown(memory, account.uid, account.gid)
-        _, *arguments = command(f"/proc/self/fd/{memory}")
+        _, *arguments = asked = command(f"/proc/self/fd/{memory}")
         finished = await run_image_tool(
             arguments, account=account, pass_fds=(memory,), seconds=seconds
         )
@@ -231,18 +247,16 @@ async def _write_empty(
                 f"{what}: cannot be made: {last_words(finished.stderr)}",
                 hint="check the space and the owner of its folder",
             )
-        size = os.fstat(memory).st_size
-        if disk.format is not DiskFormat.RAW:
-            await trio.to_thread.run_sync(_copy, memory, part.fileno(), size)
-        os.ftruncate(part.fileno(), size)
+        image = os.pread(memory, LARGEST_EMPTY_IMAGE + 1, 0)
     finally:
         os.close(memory)
-
-
-def _copy(source: int, target: int, size: int) -> None:
-    sent = 0
-    while sent < size:
-        sent += os.sendfile(target, source, sent, size - sent)
+    base = asked[asked.index("-b") + 1] if "-b" in asked else None
+    if len(image) > LARGEST_EMPTY_IMAGE or read_base_name(what, BytesIO(image)) != base:
+        raise Terminal(
+            f"{what}: is not as it was asked for: a process of QEMU's user has changed it",
+            "look for programs of that user that belong to no VM",
+        )
+    return image
 
 
 def _overlay_options(disk: Disk, images: Path, what: str) -> tuple[Argv, int]:

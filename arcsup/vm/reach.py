@@ -107,10 +107,14 @@ def check_path(what: str, path: Path, bounds: Bounds, *, written: bool) -> None:
     if path.is_relative_to(bounds.allowed[0]):
         return
     folder = find_file(what, path.parent, bounds.account, bounds.allowed)
-    os.close(folder.descriptor)
-    if _is_within(folder, bounds):
+    try:
+        within = _is_within(folder, bounds)
+        linked = within and _is_link(path.name, folder.descriptor)
+    finally:
+        os.close(folder.descriptor)
+    if within and not linked:
         return
-    if not written:
+    if linked or not written:
         found = find_file(what, path, bounds.account, bounds.allowed)
         os.close(found.descriptor)
         if found.inside or found.status.st_mode & stat.S_IROTH:
@@ -151,6 +155,14 @@ def _is_within(folder: Found, bounds: Bounds) -> bool:
     found = (folder.status.st_dev, folder.status.st_ino)
     statuses = map(_stat_folder, bounds.allowed)
     return any(found == (it.st_dev, it.st_ino) for it in statuses if it is not None)
+
+
+def _is_link(name: str, folder: int) -> bool:
+    try:
+        status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return stat.S_ISLNK(status.st_mode)
 
 
 def _make_folders(top: Path, names: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ Both choose where images are made; neither may have root make or overwrite anyth
 
 import os
 import shutil
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -15,6 +16,7 @@ from attrs import evolve
 from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
 from arcsup.model import Disk, DiskFormat, MiB, Vm
+from arcsup.spec.native import load_vm
 from arcsup.vm import disks
 from arcsup.vm.disks import check_paths, create_missing_disks
 from arcsup.vm.image_files import part_of, publish
@@ -97,9 +99,8 @@ def test_a_refusal_tells_nothing_of_a_folder_that_only_root_may_read(
 
 
 @needs_qemu_img
-@pytest.mark.parametrize("disk_format", list(DiskFormat))
 async def test_a_link_in_place_of_the_unfinished_image_overwrites_nothing(
-    short_dir: Path, monkeypatch: pytest.MonkeyPatch, disk_format: DiskFormat
+    short_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     home = short_dir / "home"
     home.mkdir(mode=0o755)
@@ -121,7 +122,7 @@ async def test_a_link_in_place_of_the_unfinished_image_overwrites_nothing(
         return await run_image_tool(arguments, account=account, pass_fds=pass_fds, seconds=seconds)
 
     monkeypatch.setattr(disks, "run_image_tool", exchange_first)
-    disk = Disk(str(home / "new"), MiB(1), disk_format)
+    disk = Disk(str(home / "new"), MiB(1))
     with pytest.raises(Terminal):
         await create_missing_disks(vm_with(disk), bounds.allowed[0], bounds)
 
@@ -153,3 +154,64 @@ async def test_an_image_in_bounds_is_made_with_its_folders_by_the_vms_user(
     assert made.read_bytes()[:4] == b"QFI\xfb"
     assert (made.stat().st_uid, made.stat().st_mode & 0o777) == (0, 0o600)
     assert made.parent.stat().st_mode & 0o777 == 0o711
+
+
+@needs_qemu_img
+async def test_an_image_that_qemus_user_changed_while_it_was_made_is_no_image(
+    short_dir: Path, bounds: Bounds, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Path(short_dir / "theirs.qcow2")
+    options = ["-u", "-b", "/etc/shadow", "-F", "raw"]
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, made, "1M"], check=True)
+
+    async def write_other_header(
+        arguments: Sequence[str], *, account: Account, pass_fds: Sequence[int], seconds: float
+    ) -> CompletedProcess[bytes]:
+        done = await run_image_tool(arguments, account=account, pass_fds=pass_fds, seconds=seconds)
+        os.pwrite(pass_fds[0], made.read_bytes(), 0)
+        return done
+
+    monkeypatch.setattr(disks, "run_image_tool", write_other_header)
+    with pytest.raises(Terminal, match="is not as it was asked for"):
+        await create_missing_disks(vm_with(Disk("new.qcow2", MiB(1))), bounds.allowed[0], bounds)
+
+    assert not list(bounds.allowed[0].iterdir())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "display: {type: vnc, listen: 127.0.0.1, port: 5999, passwordFile: 'PATH'}",
+        "shares: [{path: 'PATH', tag: x}]",
+        "cdroms: ['PATH']",
+        "boot: {kernel: 'PATH'}",
+    ],
+)
+def test_no_key_tells_what_is_in_a_folder_that_only_root_may_read(
+    short_dir: Path, bounds: Bounds, text: str
+) -> None:
+    secret = short_dir / "secret"
+    secret.mkdir(mode=0o700)
+    (secret / "there").touch()
+    (secret / "below").mkdir()
+    refusals = set()
+    for name in ("there", "below", "missing"):
+        source = f"{TINY}{text.replace('PATH', str(secret / name))}\n"
+        vm = load_vm(source, short_dir / "a.yaml", "0")
+        with pytest.raises(Terminal) as refused:
+            check_paths(vm, bounds.allowed[0], bounds)
+        refusals.add(refused.value.message.replace(name, "NAME"))
+    assert len(refusals) == 1
+
+
+def test_a_link_of_the_folders_owner_is_not_followed(short_dir: Path) -> None:
+    home = short_dir / "home"
+    home.mkdir(mode=0o755)
+    (short_dir / "images").mkdir(mode=0o711)
+    (home / "base").symlink_to("/etc/shadow")
+    os.chown(home / "base", LOCAL_USER, LOCAL_USER, follow_symlinks=False)
+    bounds = Bounds(Account(QEMU_USER, QEMU_USER, ()), (short_dir / "images", home))
+    disk = Disk("new", base=str(home / "base"))
+
+    with pytest.raises(Terminal, match="is a link that leads elsewhere"):
+        check_paths(vm_with(disk), bounds.allowed[0], bounds)
