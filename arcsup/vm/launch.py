@@ -94,7 +94,10 @@ async def _start_locked(vm: ManagedVm, workshop: Workshop, lock: Sequence[int]) 
     slices = await take_slices(vm, workshop, iommufd=by_iommufd)
     launch = await choose_account(vm, workshop, launch)
     account = launch.account
-    bounds = None if account is None else Bounds(account, (places.images, *workshop.image_folders))
+    bounds = None
+    if account is not None:
+        allowed = (places.images, *workshop.image_folders)
+        bounds = Bounds(account, allowed, own=places.answers)
     await _unless_ordered(vm, partial(create_files, vm.running, places, bounds))
     with ExitStack() as opened:
         held = list(lock)
