@@ -47,6 +47,8 @@ class Round:
 
     number: int
     fault: str
+    owners_known: bool = True
+    """Whether records have told all along whose each image was before it was lent."""
     orders: int = 0
     refused: int = 0
     violations: list[str] = field(factory=list)
@@ -109,10 +111,13 @@ def run_chaos(top: Path, *, seed: int, rounds: int, faults: tuple[str, ...]) -> 
                     daemon.drop(name, text)
                 for name in VMS:
                     daemon.wait_for(name, "running")
-                ahead: list[str] = []
+                ahead, owners_known = list[str](), True
                 for number in range(1, rounds + 1):
                     ahead = ahead or chance.sample(faults, len(faults))
-                    yield _run_round(daemon, watcher, Round(number, ahead.pop()), chance)
+                    it = Round(number, ahead.pop(), owners_known)
+                    it.owners_known &= it.fault not in {"lost records", "restored records"}
+                    yield _run_round(daemon, watcher, it, chance)
+                    owners_known = it.owners_known
         finally:
             end(daemon)
 
@@ -200,14 +205,14 @@ def _order_again(daemon: Daemon, name: str, state: str, wanted: str) -> None:
 def _find_leftovers(daemon: Daemon, it: Round) -> None:
     """Nothing of what is down is left; what takes a moment to go has one."""
     deadline = time.monotonic() + 10
-    while left := _leftovers(daemon):
+    while left := _leftovers(daemon, owners_known=it.owners_known):
         if time.monotonic() > deadline:
             it.violations += left
             return
         time.sleep(0.1)
 
 
-def _leftovers(daemon: Daemon) -> list[str]:
+def _leftovers(daemon: Daemon, *, owners_known: bool) -> list[str]:
     try:
         states = {name: daemon.state_of(name) for name in VMS}
     except (DaemonUnreachable, NoSuchObject) as error:
@@ -218,7 +223,11 @@ def _leftovers(daemon: Daemon) -> list[str]:
         found += [f"left: {path}" for path in find_sockets(daemon.run / name)]
         overlays = daemon.state / "images/.ephemeral" / name
         found += [f"left: {path}" for path in overlays.glob("*")]
-    if states["disk"] == "stopped" and (image := daemon.state / "images/disk.qcow2").exists():
+    if (
+        owners_known
+        and states["disk"] == "stopped"
+        and (image := daemon.state / "images/disk.qcow2").exists()
+    ):
         owner = image.stat().st_uid
         found += [f"{image} belongs to user {owner}"] * (owner != 0)
     return found
