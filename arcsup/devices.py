@@ -156,13 +156,15 @@ class Card:
 class NetworkVf:
     """A virtual function of a network card. ``vm`` is whose it is by our journal.
 
-    ``obstacle`` says in a sentence why it can be handed to nobody, whoever asks ("": it can).
+    ``obstacle`` says in a sentence why it can be handed to nobody, whoever asks ("": it can), and
+    ``reserved`` why only to who names its address ("": to everybody).
     """
 
     address: str
     group: int | None
     vm: VmName | None = None
     obstacle: str = ""
+    reserved: str = ""
 
 
 @frozen

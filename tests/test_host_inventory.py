@@ -288,9 +288,33 @@ def test_a_network_card_is_no_gpu_even_when_it_is_named(tree: Tree) -> None:
     assert [(vf.group, vf.vm, vf.obstacle) for vf in card.vfs] == [
         (5, None, ""),
         (6, None, "it is the host's network interface enp1"),
-        (7, None, "bound to vfio-pci, and not by arcsup"),
+        (7, None, ""),
         (8, mine, ""),
     ]
+    address = Path(bound).name
+    way = f"`parent: {address}` in the request takes it"
+    assert [vf.reserved for vf in card.vfs if vf.reserved] == [
+        f"bound to vfio-pci, and not by arcsup; {way}"
+    ]
+
+
+def test_a_network_card_is_no_gpu_though_one_of_its_functions_is_named(tree: Tree) -> None:
+    pf = tree.populate_pci(
+        CARD, pci_class="0x020000", driver="igb", group=1, files={"sriov_totalvfs": "7\n"}
+    )
+    (vf,) = tree.populate_vfs(pf, ["0000:41:10.0"], pci_class="0x020000", first_group=5)
+    found = look(tree, evolve(nameless(), also=frozenset({Path(vf).name})))
+    assert found.cards == ()
+    assert [card.address for card in found.network_cards] == [CARD]
+
+
+def test_a_function_of_a_network_card_that_a_program_holds_is_not_free(tree: Tree) -> None:
+    pf = tree.populate_pci(
+        CARD, pci_class="0x020000", driver="igb", group=1, files={"sriov_totalvfs": "7\n"}
+    )
+    tree.populate_vfs(pf, ["0000:41:10.0"], pci_class="0x020000", driver="vfio-pci", first_group=5)
+    (card,) = look(tree, evolve(nameless(), holders=Holders({"5": (4711,)}))).network_cards
+    assert [(vf.obstacle, vf.reserved) for vf in card.vfs] == [("in use by somebody else", "")]
 
 
 def test_a_vf_whose_interface_is_in_a_container_is_not_free(tree: Tree) -> None:

@@ -250,6 +250,112 @@ def test_each_vf_goes_to_one_vm_and_none_that_somebody_else_bound() -> None:
 
     foreign = refused(choose((sriov(driver="vfio-pci"),), vm(A, request))[A, 0])
     assert "bound to vfio-pci, and not by arcsup" in str(foreign)
+    assert "`arcsup gpu adopt`" in str(foreign)
+
+
+def bound_at_boot(*holders: int) -> Card:
+    """Return a card whose virtual functions somebody put on vfio-pci; the first may be held."""
+    card = sriov(driver="vfio-pci")
+    pieces = [Slice(Backend.SRIOV, vf.address, None, vf.address, "") for vf in card.vfs]
+    return evolve(card, slices=(evolve(pieces[0], holders=holders), *pieces[1:]))
+
+
+def test_a_virtual_function_bound_to_vfio_at_boot_goes_to_the_request_that_names_it() -> None:
+    card = bound_at_boot()
+    first, second = (PciAddress(vf.address) for vf in card.vfs)
+    any_vf = GpuRequest(kind=GpuKind.VF)
+    named = evolve(any_vf, address=first)
+
+    got = choose((card,), vm(A, named), vm(B, evolve(any_vf, parent=second)))
+    assert (chosen(got[A, 0]).id, chosen(got[B, 0]).id) == (first, second)
+
+    for asked in (any_vf, evolve(any_vf, address=PciAddress(FIRST))):
+        assert "not by arcsup" in str(refused(choose((card,), vm(A, asked))[A, 0]))
+    twice = choose((card,), vm(A, named), vm(B, named))
+    assert chosen(twice[A, 0]).id == first
+    assert f"{first} is taken" in str(refused(twice[B, 0]))
+
+
+def test_a_virtual_function_bound_to_vfio_is_free_again_when_its_vm_cannot_start() -> None:
+    card = bound_at_boot()
+    named = GpuRequest(kind=GpuKind.VF, address=PciAddress(card.vfs[0].address))
+    nowhere = GpuRequest(kind=GpuKind.VF, address=PciAddress(SECOND))
+
+    got = choose((card,), vm(A, named, nowhere), vm(B, named))
+    assert isinstance(got[A, 0], Refusal)
+    assert chosen(got[B, 0]).id == card.vfs[0].address
+
+
+def test_a_virtual_function_that_a_program_holds_goes_to_nobody() -> None:
+    card = bound_at_boot(4711)
+    named = GpuRequest(kind=GpuKind.VF, address=PciAddress(card.vfs[0].address))
+    assert "in foreign hands" in str(refused(choose((card,), vm(A, named))[A, 0]))
+
+
+def test_one_that_is_bound_to_vfio_keeps_no_free_virtual_function_from_anybody() -> None:
+    bound = bound_at_boot()
+    free = evolve(bound.vfs[1], driver="xe")
+    card = evolve(bound, vfs=(bound.vfs[0], free), slices=bound.slices[:1])
+    any_vf = GpuRequest(kind=GpuKind.VF)
+
+    assert chosen(choose((card,), vm(A, any_vf))[A, 0]).id == free.address
+    named = evolve(any_vf, address=PciAddress(bound.vfs[0].address))
+    got = choose((card,), vm(A, any_vf), vm(B, named))
+    assert chosen(got[B, 0]).id == bound.vfs[0].address
+
+
+def test_a_virtual_function_that_the_operator_excludes_goes_to_nobody_named_or_not() -> None:
+    first, second = (vf.address for vf in sriov().vfs)
+    policy = Policy(cards=(GpuPolicy("*"), GpuPolicy(first, exclude=True)))
+    request = GpuRequest(kind=GpuKind.VF)
+
+    got = choose((sriov(),), vm(A, request), vm(B, request), policy=policy)
+    assert chosen(got[A, 0]).id == second
+    assert isinstance(got[B, 0], Refusal)
+    named = evolve(request, address=PciAddress(first))
+    refusal = refused(choose((sriov(),), vm(A, named), policy=policy)[A, 0])
+    assert f"{first} is excluded by `gpus` in arcsup.yaml" in str(refusal)
+
+
+def test_no_vgpu_is_made_on_a_virtual_function_that_the_operator_excludes() -> None:
+    first, second = (vf.address for vf in sriov().vfs)
+    types = (
+        evolve(kind, parent=parent, available=1, maximum=None)
+        for parent in (first, second)
+        for kind in a6000().types
+    )
+    card = evolve(sriov(), driver="nvidia", backends=(Backend.MDEV,), types=tuple(types))
+    policy = Policy(cards=(GpuPolicy(first, exclude=True),))
+    request = GpuRequest(suffix="2Q")
+
+    assert chosen(choose((card,), vm(A, request), policy=policy)[A, 0]).parent == second
+    named = evolve(request, parent=PciAddress(first))
+    assert isinstance(choose((card,), vm(A, named), policy=policy)[A, 0], Refusal)
+
+
+def test_an_excluded_virtual_function_stays_with_who_runs_and_with_nobody_else() -> None:
+    card = sriov(driver="vfio-pci")
+    first = card.vfs[0].address
+    piece = Slice(Backend.SRIOV, first, None, first, "", vm=A, ours=True)
+    card = evolve(card, slices=(piece,), vfs=card.vfs[:1])
+    held = Held(Backend.SRIOV, FIRST, first, None, first, in_use=True)
+    policy = Policy(cards=(GpuPolicy(first, exclude=True),))
+    asking = vm(A, GpuRequest(kind=GpuKind.VF))
+
+    assert chosen(choose((card,), asking, policy=policy, held={(A, 0): held})[A, 0]).id == first
+    idle = {(A, 0): evolve(held, in_use=False)}
+    assert isinstance(choose((card,), asking, policy=policy, held=idle)[A, 0], Refusal)
+
+
+def test_a_card_is_not_taken_whole_when_what_goes_along_with_it_is_excluded() -> None:
+    audio = Function("0000:01:00.1", "snd_hda_intel", 7, "devices/audio")
+    card = evolve(a6000(), companions=(audio,))
+    policy = Policy(cards=(GpuPolicy(audio.address, exclude=True),))
+    request = GpuRequest(kind=GpuKind.PASSTHROUGH)
+
+    for asked in (request, evolve(request, address=PciAddress(FIRST))):
+        refusal = refused(choose((card,), vm(A, asked), policy=policy)[A, 0])
+        assert "0000:01:00.1, which goes along with it, is excluded" in str(refusal)
 
 
 def with_memory(card: Card, *sizes: int | None) -> Card:

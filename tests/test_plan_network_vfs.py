@@ -67,6 +67,21 @@ def test_why_there_is_none_is_said() -> None:
     assert one(FREE, policy=bad) == "0000:01:10.2"
 
 
+def test_a_function_that_the_operator_excludes_goes_to_nobody_named_or_not() -> None:
+    policy = Policy((GpuPolicy("0000:01:10.0", exclude=True),))
+    assert one(FREE, policy=policy) == "0000:01:10.2"
+    refusal = one(FREE, policy=policy, parent="0000:01:10.0")
+    assert "0000:01:10.0 is excluded by `gpus` in arcsup.yaml" in refusal
+
+
+def test_a_function_bound_to_vfio_at_boot_goes_only_to_who_names_it() -> None:
+    bound = NetworkVf("0000:01:10.0", 1, reserved="bound to vfio-pci")
+    assert one(card(CARDS[0], bound)).endswith("bound to vfio-pci)")
+    assert "bound to vfio-pci" in one(card(CARDS[0], bound), parent=CARDS[0])
+    assert one(card(CARDS[0], bound), parent=bound.address) == bound.address
+    assert one(card(CARDS[0], bound, vf("0000:01:10.2"))) == "0000:01:10.2"
+
+
 def test_of_one_iommu_group_only_one_is_given() -> None:
     together = card(CARDS[0], vf("0000:01:10.0", 7), vf("0000:01:10.2", 7, vm=NAMES[1]))
     assert "all are taken" in one(together)

@@ -93,6 +93,14 @@ def test_what_is_ours_is_changed_when_no_vm_uses_it(wanted: int) -> None:
     assert step.because.startswith("VM web uses it")
 
 
+def test_the_number_stays_while_one_of_the_functions_is_excluded() -> None:
+    seen, ours = card(4), {GPU: (4,)}
+    table = make_policy_table([GpuPolicy(GPU, vfs=2), GpuPolicy(seen.vfs[1].address, exclude=True)])
+    (step,) = plan_vfs(Inventory(cards=(seen,)), table, ours, {}, frozenset(), {})
+    assert isinstance(step, LeaveVfs)
+    assert step.because == f"{seen.vfs[1].address} is excluded: it keeps its 4 virtual functions"
+
+
 @pytest.mark.parametrize("driver", [None, "vfio-pci"])
 def test_a_card_whose_driver_makes_none_is_waited_for(driver: str | None) -> None:
     (step,) = plan(card(driver=driver), policy=GpuPolicy(GPU, vfs=4))

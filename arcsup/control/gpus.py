@@ -205,7 +205,13 @@ def _view_network_card(card: NetworkCard) -> NetworkCardJson:
         "numaNode": card.numa_node,
         "vfsTotal": card.vfs_total,
         "functions": [
-            {"address": vf.address, "iommuGroup": vf.group, "vm": vf.vm, "why": vf.obstacle}
+            {
+                "address": vf.address,
+                "iommuGroup": vf.group,
+                "vm": vf.vm,
+                "why": vf.obstacle,
+                "reserved": vf.reserved,
+            }
             for vf in card.vfs
         ],
     }

@@ -127,6 +127,7 @@ def _to_network_card(data: NetworkCardJson) -> NetworkCard:
                 group=vf["iommuGroup"],
                 vm=None if vf["vm"] is None else VmName(vf["vm"]),
                 obstacle=vf["why"],
+                reserved=vf.get("reserved", ""),
             )
             for vf in data["functions"]
         ),

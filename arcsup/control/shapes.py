@@ -352,12 +352,16 @@ class NumaNodeJson(TypedDict):
 
 
 class NetworkVfJson(TypedDict):
-    """A virtual function of a network card; ``why``: why nobody can have it, "" when one can."""
+    """A virtual function of a network card; ``why``: why nobody can have it, "" when one can.
+
+    ``reserved``: why only a request that names it can.
+    """
 
     address: str
     iommuGroup: int | None
     vm: str | None
     why: str
+    reserved: NotRequired[str]
 
 
 class NetworkCardJson(TypedDict):

@@ -41,7 +41,7 @@ def observe_inventory(sysfs: Sysfs, around: Surroundings) -> Inventory:
     functions, devices = _find_cards(look)
     cards = [observe_function(look, address) for address in functions]
     cards += [observe_device(look, real) for real in devices]
-    network_cards = observe_network_cards(sysfs, look.groups, around.owners)
+    network_cards = observe_network_cards(sysfs, look.groups, around.owners, around.holders)
     return Inventory(
         hostname=around.hostname,
         kernel=around.kernel,
@@ -78,10 +78,11 @@ def _find_gpus(look: Look, addresses: Collection[str]) -> set[str]:
         pci_class = look.sysfs.hex_digits(f"{path}/class", 6)
         if not pci_class:
             look.sysfs.fault(path, "its class is not known")
-        named = address in look.around.also and not is_network_card(look.sysfs, path)
+        owner = _owner_of(look.sysfs, path) or address
+        named = address in look.around.also and not is_network_card(look.sysfs, f"{PCI}/{owner}")
         wanted = is_gpu_class(pci_class) or named
         if wanted or offers_vgpus(look.sysfs, path):
-            found.add(_owner_of(look.sysfs, path) or address)
+            found.add(owner)
     return found
 
 

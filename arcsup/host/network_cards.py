@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from arcsup.devices import NetworkCard, NetworkVf
 from arcsup.host.cards import PCI, observe_numa_node
+from arcsup.host.holders import Holders
 from arcsup.host.iommu import IommuGroups, is_vfio_driver
 from arcsup.host.sriov import find_network_use, find_vfs
 from arcsup.host.sysfs import Sysfs
@@ -23,7 +24,7 @@ def is_network_card(sysfs: Sysfs, path: str) -> bool:
 
 
 def observe_network_cards(
-    sysfs: Sysfs, groups: IommuGroups, owners: Mapping[str, VmName]
+    sysfs: Sysfs, groups: IommuGroups, owners: Mapping[str, VmName], holders: Holders
 ) -> tuple[NetworkCard, ...]:
     """Return the network cards of the tree, in the order of their addresses."""
     paths = {address: f"{PCI}/{address}" for address in sysfs.names(PCI)}
@@ -36,7 +37,8 @@ def observe_network_cards(
             numa_node=observe_numa_node(sysfs, path),
             vfs_total=sysfs.count(f"{path}/sriov_totalvfs") or 0,
             vfs=tuple(
-                _observe_vf(sysfs, groups, vf, owners) for vf in find_vfs(sysfs, address).values()
+                _observe_vf(sysfs, groups, vf, owners, holders)
+                for vf in find_vfs(sysfs, address).values()
             ),
         )
         for address, path in sorted(paths.items())
@@ -45,18 +47,29 @@ def observe_network_cards(
 
 
 def _observe_vf(
-    sysfs: Sysfs, groups: IommuGroups, address: str, owners: Mapping[str, VmName]
+    sysfs: Sysfs,
+    groups: IommuGroups,
+    address: str,
+    owners: Mapping[str, VmName],
+    holders: Holders,
 ) -> NetworkVf:
     path = f"{PCI}/{address}"
     group, vm = groups.number_of(path), owners.get(address)
-    obstacle = ""
+    obstacle = reserved = ""
     driver = sysfs.link_name(f"{path}/driver")
     if group is None:
         obstacle = "it has no IOMMU group: the IOMMU is off (intel_iommu=on, amd_iommu=on)"
     elif blockers := groups.blockers(group, {address}):
         obstacle = "; ".join(blockers)
     elif vm is None and is_vfio_driver(sysfs, path, driver):
-        obstacle = f"bound to {driver}, and not by arcsup"
+        devices = sysfs.names(f"{path}/vfio-dev")
+        if holders.of(group, devices[0] if devices else None):
+            obstacle = "in use by somebody else"
+        else:
+            # Put there at boot, or by another manager: only the operator can tell.
+            reserved = (
+                f"bound to {driver}, and not by arcsup; `parent: {address}` in the request takes it"
+            )
     elif use := find_network_use(sysfs, path):
         obstacle = f"it {use}"
-    return NetworkVf(address, group, vm, obstacle)
+    return NetworkVf(address, group, vm, obstacle, reserved)

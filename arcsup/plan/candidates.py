@@ -87,9 +87,12 @@ class Candidates:
             return 0
         return 1 if room.cut else 2
 
-    def rank(self, room: CardRoom, offer: Offer) -> Rank | None:
-        """Return a card's place among those that have an offer; None where nothing is left."""
-        free = room.count(offer)
+    def rank(self, room: CardRoom, offer: Offer, parent: str = "") -> Rank | None:
+        """Return a card's place among those that have an offer; None where nothing is left.
+
+        ``parent`` is what a request names on the card.
+        """
+        free = room.count(offer, parent)
         if not free or (offer.id == WHOLE and not self._may_have_group(room)):
             return None
         return (self.level_of(room, offer), -free, room.order)
@@ -134,12 +137,13 @@ class Candidates:
         if room is None:
             return
         for offer in sorted(room.offers.values(), key=_offer_order):
-            rank = self.rank(room, offer) if is_wanted(request, offer) else None
+            parent = parent_named(request, room)
+            rank = self.rank(room, offer, parent) if is_wanted(request, offer) else None
             if rank is None or mismatch(request, offer):
                 continue
             if is_kept_by_host(room, offer, request):
                 continue
-            if room.find_parent(offer, parent_named(request, room)) is not None:
+            if room.find_parent(offer, parent) is not None:
                 yield self._candidate(self.weigh(offer, rank, nodes), offer)
 
     def named_room(self, request: GpuRequest) -> CardRoom | None:

@@ -239,10 +239,11 @@ class Planner:
         names = bool(request.address or request.parent)
         suits = self.candidates.named_room(request) is room if names else is_open(room, offer)
         suits = suits and not is_kept_by_host(room, offer, request)
-        if not suits or mismatch(request, offer) or self.candidates.rank(room, offer) is None:
+        named = parent_named(request, room)
+        rank = self.candidates.rank(room, offer, named)
+        if not suits or mismatch(request, offer) or rank is None:
             return None
         former = before.id if before.backend is Backend.SRIOV else before.parent
-        named = parent_named(request, room)
         parent = room.find_parent(offer, named or former) or room.find_parent(offer, named)
         return None if parent is None else _Take(place[1], request, room, offer, parent)
 

@@ -11,7 +11,7 @@ from attrs import define, evolve, field, frozen
 from arcsup.devices import Inventory, NetworkCard, NetworkVf
 from arcsup.model import MacAddress, PciAddress
 from arcsup.plan.assignment import Place, Policy
-from arcsup.plan.obstacles import QUARANTINED, make_policy_table
+from arcsup.plan.obstacles import EXCLUDED, QUARANTINED, PolicyTable, make_policy_table
 from arcsup.plan.room import address_order
 from arcsup.plan.vfs import find_entry
 
@@ -45,7 +45,10 @@ class NetworkChoice:
 
 @define(eq=False)
 class _Room:
-    """A card while functions of it are chosen; ``why`` says why those that are not free are not."""
+    """A card while functions of it are chosen; ``why`` says why those that are not free are not.
+
+    Of the free ones, those that are ``reserved`` go only to who names them.
+    """
 
     card: NetworkCard
     free: list[NetworkVf] = field(factory=list)
@@ -64,7 +67,8 @@ def assign_network_vfs(
     had before.
     """
     asked = sorted(requests, key=lambda request: request.place)
-    rooms = [_make_room(card, policy) for card in inventory.network_cards]
+    table = make_policy_table(policy.cards)
+    rooms = [_make_room(card, policy, table) for card in inventory.network_cards]
     found: dict[Place, NetworkChoice | str] = {}
     for request in asked:
         if (choice := _keep(request, rooms, held.get(request.place))) is not None:
@@ -77,10 +81,10 @@ def assign_network_vfs(
     return dict(sorted(found.items()))
 
 
-def _make_room(card: NetworkCard, policy: Policy) -> _Room:
-    entry = find_entry(card, make_policy_table(policy.cards))
+def _make_room(card: NetworkCard, policy: Policy, table: PolicyTable) -> _Room:
+    entry = find_entry(card, table)
     if entry is not None and entry.exclude:
-        return _Room(card, why="excluded by `gpus` in arcsup.yaml")
+        return _Room(card, why=EXCLUDED)
     if card.address in policy.busy:
         return _Room(card, why=policy.busy[card.address])
     if because := policy.lost.get(card.address):
@@ -92,10 +96,12 @@ def _make_room(card: NetworkCard, policy: Policy) -> _Room:
     # Of one IOMMU group only one can be given away, for a group has one owner.
     groups = {vf.group for vf in card.vfs if vf.vm is not None}
     room, reasons = _Room(card), []
-    for vf in sorted(card.vfs, key=lambda vf: address_order(vf.address)):
+    for vf in sorted(card.vfs, key=lambda vf: (bool(vf.reserved), address_order(vf.address))):
         why = QUARANTINED if vf.address in policy.quarantined else vf.obstacle
         if because := policy.lost.get(vf.address):
             why = f"it is lost: {because}"
+        if table.excludes(vf.address):
+            why = f"{vf.address} is {EXCLUDED}"
         if vf.vm is not None or (not why and vf.group in groups):
             why = "all are taken"
         if why:
@@ -103,6 +109,8 @@ def _make_room(card: NetworkCard, policy: Policy) -> _Room:
         else:
             groups.add(vf.group)
             room.free.append(vf)
+            if vf.reserved:
+                reasons.append(vf.reserved)
     room.why = "; ".join(dict.fromkeys(reasons)) or "all are taken"
     return room
 
@@ -143,6 +151,8 @@ def _choose_all(
 
 
 def _is_named(request: NetworkRequest, room: _Room, vf: NetworkVf) -> bool:
+    if vf.reserved and vf.vm is None:
+        return request.parent == vf.address
     return request.parent in (None, room.card.address, vf.address)
 
 
@@ -157,7 +167,8 @@ def _preference(request: NetworkRequest) -> Callable[[tuple[_Room, NetworkVf]], 
     def key(way: tuple[_Room, NetworkVf]) -> _Key:
         room, vf = way
         away = request.numa_node is not None and room.card.numa_node != request.numa_node
-        return away, -len(room.free), address_order(vf.address)
+        free = sum(not other.reserved for other in room.free)
+        return away, -free, address_order(vf.address)
 
     return key
 

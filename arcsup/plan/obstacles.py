@@ -9,6 +9,8 @@ from arcsup.model import GpuKind
 from arcsup.plan.assignment import CardPolicy, Policy, WaitFor
 from arcsup.plan.offers import BACKENDS
 
+EXCLUDED = "excluded by `gpus` in arcsup.yaml"
+
 QUARANTINED = "quarantined after failures; `arcsup gpu unquarantine` lifts that"
 
 
@@ -32,6 +34,15 @@ class PolicyTable:
         found = [self.entries[key] for key in keys if key in self.entries]
         return min(found, key=lambda entry: entry[0])[1] if found else None
 
+    def excludes(self, address: str) -> bool:
+        """Tell whether an entry excludes just the function at an address.
+
+        It may be a virtual function, or one that would go along with a card: what is said of the
+        card itself is said of them, too, but no entry for the card gives them free.
+        """
+        found = self.entries.get(address)
+        return found is not None and found[1].exclude
+
 
 def make_policy_table(entries: Iterable[CardPolicy]) -> PolicyTable:
     """Return a table of entries in which the first match counts."""
@@ -49,11 +60,11 @@ def find_obstacle(
         return bar
     if kind is GpuKind.PASSTHROUGH:
         use = None if named else find_use(card, policy)
-        return _passthrough_obstacle(card, named=named) or use
+        return _excluded_companion(card, table) or _passthrough_obstacle(card, named=named) or use
     if not card.usable:
         return Obstacle(card.why or "not usable", None if card.driver else WaitFor.DRIVER)
     if any(backend in BACKENDS[kind] for backend in card.backends):
-        return _vf_obstacle(card, policy) if kind is GpuKind.VF else _vgpu_obstacle(card)
+        return _vf_obstacle(card, policy, table) if kind is GpuKind.VF else _vgpu_obstacle(card)
     return _missing_backend(card, kind)
 
 
@@ -61,7 +72,7 @@ def find_bar(card: Card, policy: Policy, table: PolicyTable) -> Obstacle | None:
     """Return why nothing of a card may be given to anybody, nor kept by one who does not run."""
     entry = table.entry_of(card)
     if entry is not None and entry.exclude:
-        return Obstacle("excluded by `gpus` in arcsup.yaml")
+        return Obstacle(EXCLUDED)
     if because := policy.lost.get(card.address):
         return Obstacle(f"it is lost: {because}", WaitFor.CARD)
     if card.address in policy.busy:
@@ -105,16 +116,20 @@ def _missing_backend(card: Card, kind: GpuKind) -> Obstacle:
     return Obstacle(f"it offers no {what} with driver {card.driver}")
 
 
-def _vf_obstacle(card: Card, policy: Policy) -> Obstacle | None:
+def _vf_obstacle(card: Card, policy: Policy, table: PolicyTable) -> Obstacle | None:
     if not card.vfs:
         return Obstacle("its virtual functions are not enabled", WaitFor.VFS)
-    reasons = [vf_obstacle(vf, card, policy) for vf in card.vfs]
+    reasons = [vf_obstacle(vf, card, policy, table) for vf in card.vfs]
     found = [reason for reason in reasons if reason is not None]
     return found[0] if len(found) == len(reasons) else None
 
 
-def vf_obstacle(vf: Function, card: Card, policy: Policy) -> Obstacle | None:
-    """Return why a virtual function can be given to nobody."""
+def vf_obstacle(
+    vf: Function, card: Card, policy: Policy, table: PolicyTable, *, named: bool = False
+) -> Obstacle | None:
+    """Return why a virtual function can be given to nobody, or only to who names it."""
+    if table.excludes(vf.address):
+        return Obstacle(f"{vf.address} is {EXCLUDED}")
     if because := policy.lost.get(vf.address):
         return Obstacle(f"it is lost: {because}", WaitFor.CARD)
     if vf.address in policy.quarantined:
@@ -126,13 +141,23 @@ def vf_obstacle(vf: Function, card: Card, policy: Policy) -> Obstacle | None:
     if vf.blockers:
         return Obstacle("; ".join(vf.blockers))
     pieces = [p for p in card.slices if vf.address in (p.id, p.parent)]
-    if any(not piece.ours for piece in pieces):
-        return Obstacle("in foreign hands", WaitFor.CAPACITY)
-    if pieces:
+    if any(piece.ours for piece in pieces):
         return Obstacle("all are taken", WaitFor.CAPACITY)
-    if vf.driver is not None and "vfio" in vf.driver:
-        return Obstacle(f"bound to {vf.driver}, and not by arcsup", WaitFor.CAPACITY)
+    if any(piece.holders or piece.backend is not Backend.SRIOV for piece in pieces):
+        return Obstacle("in foreign hands", WaitFor.CAPACITY)
+    if not named and (pieces or (vf.driver is not None and "vfio" in vf.driver)):
+        # Bound at boot, as i915-sriov-dkms advises, or by another manager, as with whole cards.
+        return Obstacle(
+            f"bound to {vf.driver}, and not by arcsup; a request whose `address` is the virtual "
+            "function's own takes it, or `arcsup gpu adopt`",
+            WaitFor.CAPACITY,
+        )
     return None
+
+
+def _excluded_companion(card: Card, table: PolicyTable) -> Obstacle | None:
+    found = [each.address for each in card.companions if table.excludes(each.address)]
+    return Obstacle(f"{found[0]}, which goes along with it, is {EXCLUDED}") if found else None
 
 
 def _passthrough_obstacle(card: Card, *, named: bool) -> Obstacle | None:

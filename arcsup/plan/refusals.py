@@ -152,7 +152,7 @@ class Explainer:
             obstacles = [
                 (why, 1 << room.order)
                 for room in rooms
-                if (why := room.obstacle(kind, force=request.force))
+                if (why := room.obstacle(kind, parent_named(request, room), force=request.force))
             ]
         else:
             if kind not in self._obstacles:
@@ -208,9 +208,9 @@ class Explainer:
         return Obstacle("its room was for the VM's other requests", WaitFor.CAPACITY)
 
 
-def find_shortage(room: CardRoom, offer: Offer) -> Obstacle | None:
-    """Return why a card has no room for one more of an offer; None where it has."""
-    if room.count(offer):
+def find_shortage(room: CardRoom, offer: Offer, parent: str = "") -> Obstacle | None:
+    """Return why a card, or ``parent`` on it, has no room for one more of an offer; else None."""
+    if room.count(offer, parent):
         return None
     if room.whole_of:
         return Obstacle(f"handed out as a whole to {room.whole_of}", WaitFor.CAPACITY)

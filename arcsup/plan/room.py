@@ -8,7 +8,7 @@ from attrs import define, field
 
 from arcsup.devices import Backend, CapacityRule, Card, Function, SliceType
 from arcsup.model import GpuKind
-from arcsup.plan.assignment import Policy
+from arcsup.plan.assignment import Policy, WaitFor
 from arcsup.plan.capacity import (
     VGPU,
     Parents,
@@ -57,7 +57,10 @@ class CardRoom:
     that are there and those planned, by size. ``whole_of`` is who has it as a whole.
     ``obstacles`` say why it gives nothing of a kind to a request that does not name it; ``bar``
     why it gives nothing at all; ``firm`` why not even a request that names it gets the whole.
-    ``use`` is what of the host uses it.
+    ``use`` is what of the host uses it; ``excluded`` its functions that the operator excludes.
+    ``vf_obstacles`` say why a virtual function goes not even to a request that names it, and
+    ``prepared`` has those that go to no other, for somebody else bound them to VFIO, with 1, or 0
+    where one is planned.
     """
 
     card: Card
@@ -72,19 +75,29 @@ class CardRoom:
     whole_of: str = ""
     quarantined: frozenset[str] = field(factory=frozenset)
     use: Obstacle | None = None
+    excluded: frozenset[str] = field(factory=frozenset)
+    vf_obstacles: dict[str, Obstacle] = field(factory=dict)
+    prepared: dict[str, int] = field(factory=dict)
 
-    def obstacle(self, kind: GpuKind, *, force: bool) -> Obstacle | None:
-        """Return why it gives nothing of a kind to a request that names it."""
+    def obstacle(self, kind: GpuKind, parent: str, *, force: bool) -> Obstacle | None:
+        """Return why it gives nothing of a kind to a request that names it, or ``parent`` on it."""
+        if kind is GpuKind.VF and parent:
+            if parent in self.prepared:
+                taken = Obstacle(f"{parent} is taken", WaitFor.CAPACITY)
+                return None if self.prepared[parent] else taken
+            return self.bar or self.vf_obstacles.get(parent) or self.obstacles.get(kind)
         if kind is not GpuKind.PASSTHROUGH:
             return self.obstacles.get(kind)
         return self.firm or (None if force else self.use)
 
-    def count(self, offer: Offer) -> int:
-        """Return how many more of an offer fit."""
+    def count(self, offer: Offer, wanted: str = "") -> int:
+        """Return how many more of an offer fit, also on ``wanted``, which goes only by name."""
         if self.whole_of:
             return 0
         if offer.id == WHOLE:
             return 0 if self.cut else 1
+        if offer.id == VF and wanted in self.prepared:
+            return self.prepared[wanted]
         number = self.shares[offer.share].count(offer)
         if number and self.parents is not None:
             return min(number, self.parents.total[offer.id])
@@ -92,8 +105,10 @@ class CardRoom:
 
     def find_parent(self, offer: Offer, wanted: str = "") -> str | None:
         """Return where one more of an offer can be made, nowhere but on ``wanted`` if given."""
-        if not self.count(offer):
+        if not self.count(offer, wanted):
             return None
+        if offer.id == VF and wanted in self.prepared:
+            return wanted
         if self.parents is None or offer.id == WHOLE:
             return self.card.address if wanted in ("", self.card.address) else None
         if wanted:
@@ -105,22 +120,28 @@ class CardRoom:
         if offer.id == WHOLE:
             self.whole_of = vm
             return
+        self.cut[offer.size] += 1
+        if offer.id == VF and parent in self.prepared:
+            self.prepared[parent] -= 1
+            return
         self.shares[offer.share].take(offer)
         if self.parents is not None:
             self.parents.take(parent, offer.id)
-        self.cut[offer.size] += 1
 
     def give_back(self, offer: Offer, parent: str) -> None:
         """Undo ``take``."""
         if offer.id == WHOLE:
             self.whole_of = ""
             return
-        self.shares[offer.share].take(offer, -1)
-        if self.parents is not None:
-            self.parents.take(parent, offer.id, -1)
         self.cut[offer.size] -= 1
         if not self.cut[offer.size]:
             del self.cut[offer.size]
+        if offer.id == VF and parent in self.prepared:
+            self.prepared[parent] += 1
+            return
+        self.shares[offer.share].take(offer, -1)
+        if self.parents is not None:
+            self.parents.take(parent, offer.id, -1)
 
 
 def make_room(
@@ -140,14 +161,18 @@ def make_room(
             if kind_.id not in offers:
                 offer = offer_of(card, kind_)
                 offers[kind_.id] = known.setdefault(offer, offer)
-            number = 0 if _is_barred(kind_, busy, policy) else available_on(kind_, card)
+            number = 0 if _is_barred(kind_, busy, policy, table) else available_on(kind_, card)
             offered.setdefault(kind_.parent, {})[kind_.id] = number
     total = _sum_types(offered)
     shares = make_shares(card, offers.values(), total, _rule_of(card, policy, table))
-    if GpuKind.VF not in obstacles:
+    bar = find_bar(card, policy, table)
+    prepared: dict[str, int] = {}
+    if bar is None and Backend.SRIOV in card.backends and card.usable:
+        prepared = dict.fromkeys(_find_prepared(card, policy, table), 1)
+    if GpuKind.VF not in obstacles or prepared:
         offer = function_offer(card, Backend.SRIOV)
         offers[VF] = known.setdefault(offer, offer)
-        free = [vf.address for vf in _free_vfs(card, policy) if vf.address not in offered]
+        free = [vf.address for vf in _free_vfs(card, policy, table) if vf.address not in offered]
         offered |= {address: {VF: 1} for address in free}
         shares[VF] = Share(CapacityRule.ANY, shared_pool({VF: len(free)}))
     firm = find_obstacle(card, GpuKind.PASSTHROUGH, policy, table, named=True)
@@ -162,20 +187,35 @@ def make_room(
         shares=shares,
         parents=None if alone else make_parents(offered),
         obstacles=obstacles,
-        bar=find_bar(card, policy, table),
+        bar=bar,
         firm=firm,
         cut=_count_cut(card),
         whole_of=_owner_of_whole(card),
         quarantined=policy.quarantined,
         use=find_use(card, policy),
+        excluded=_find_excluded(card, table),
+        vf_obstacles={
+            vf.address: why
+            for vf in card.vfs
+            if (why := vf_obstacle(vf, card, policy, table, named=True))
+        },
+        prepared=prepared,
     )
 
 
-def _is_barred(kind: SliceType, busy: set[str], policy: Policy) -> bool:
+def _is_barred(kind: SliceType, busy: set[str], policy: Policy, table: PolicyTable) -> bool:
+    if table.excludes(kind.parent):
+        return True
     if kind.parent in policy.quarantined or f"{kind.parent}/{kind.id}" in policy.quarantined:
         return True
     # A VF has one slice, even where its list of types still says otherwise.
     return kind.parent in busy or kind.parent in policy.owed
+
+
+def _find_excluded(card: Card, table: PolicyTable) -> frozenset[str]:
+    names = {kind.parent for kind in card.types} | {piece.parent for piece in card.slices}
+    names |= {function.address for function in (*card.vfs, *card.companions)}
+    return frozenset(filter(table.excludes, names))
 
 
 def _sum_types(offered: dict[str, dict[str, int]]) -> Counter[str]:
@@ -199,13 +239,24 @@ def _rule_of(card: Card, policy: Policy, table: PolicyTable) -> CapacityRule:
     return card.rule
 
 
-def _free_vfs(card: Card, policy: Policy) -> Iterator[Function]:
+def _free_vfs(card: Card, policy: Policy, table: PolicyTable) -> Iterator[Function]:
     """Yield the VFs that can be given away; of one IOMMU group only one, for it has one owner."""
     groups = {piece.group for piece in card.slices if piece.backend not in VGPU}
     for vf in sorted(card.vfs, key=lambda vf: address_order(vf.address)):
-        if vf.group not in groups and vf_obstacle(vf, card, policy) is None:
+        if vf.group not in groups and vf_obstacle(vf, card, policy, table) is None:
             groups.add(vf.group)
             yield vf
+
+
+def _find_prepared(card: Card, policy: Policy, table: PolicyTable) -> Iterator[str]:
+    """Yield the VFs that others bound to VFIO and nobody has, of each IOMMU group one."""
+    groups = {vf.group for vf in _free_vfs(card, policy, table)}
+    groups |= {piece.group for piece in card.slices if piece.ours or piece.holders}
+    for vf in sorted(card.vfs, key=lambda vf: address_order(vf.address)):
+        may_be_had = vf_obstacle(vf, card, policy, table, named=True) is None
+        if may_be_had and vf.group not in groups:
+            groups.add(vf.group)
+            yield vf.address
 
 
 def _count_cut(card: Card) -> Counter[str]:

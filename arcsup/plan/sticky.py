@@ -75,7 +75,7 @@ def _keep(
     card = room.card
     if not piece.ours or piece.vm not in (None, vm):
         return None
-    if policy is not None and (room.bar is not None or _is_quarantined(piece, policy)):
+    if policy is not None and (room.bar is not None or _is_barred(piece, room, policy)):
         return None
     offer = _find_offer(room, piece)
     if not _is_met(request, room, piece, offer):
@@ -124,9 +124,11 @@ def _find_offer(room: CardRoom, piece: Slice) -> Offer | None:
     return function_offer(room.card, piece.backend)
 
 
-def _is_quarantined(piece: Slice, policy: Policy) -> bool:
+def _is_barred(piece: Slice, room: CardRoom, policy: Policy) -> bool:
     names = {piece.id, piece.parent, f"{piece.parent}/{piece.type}"}
-    return bool(names & policy.quarantined)
+    along = {each.address for each in room.card.companions}
+    taken = {piece.parent} | (along if piece.backend is Backend.PASSTHROUGH else set())
+    return bool(names & policy.quarantined or taken & room.excluded)
 
 
 @define(eq=False)

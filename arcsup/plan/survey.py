@@ -87,18 +87,21 @@ class _Survey:
         if request.device not in ("", room.card.device):
             return f"not the device asked for ({request.device})"
         kind = request.kind
-        obstacle = room.obstacle(kind, force=request.force) if named else room.obstacles.get(kind)
+        obstacle = room.obstacles.get(kind)
+        if named:
+            obstacle = room.obstacle(kind, parent_named(request, room), force=request.force)
         return obstacle.because if obstacle else ""
 
     def _why_not_type(self, room: CardRoom, offer: Offer, decision: Decision) -> str:
         if because := mismatch(self.request, offer):
             return because
-        if shortage := find_shortage(room, offer):
+        parent = parent_named(self.request, room)
+        if shortage := find_shortage(room, offer, parent):
             return shortage.because
-        rank = self.candidates.rank(room, offer)
+        rank = self.candidates.rank(room, offer, parent)
         if rank is None or not is_wanted(self.request, offer):
             return "its IOMMU group is with another VM"
-        if room.find_parent(offer, parent_named(self.request, room)) is None:
+        if room.find_parent(offer, parent) is None:
             return "the parent that the request names has no room for one more"
         if decision.choice is None or decision.preference is None:
             kept = decision.choice.because if decision.choice else "nothing was chosen"

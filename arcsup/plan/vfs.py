@@ -94,7 +94,12 @@ def _plan(
         if entry is not None and entry.exclude:
             continue
         quota = _plan_quota(card, entry, users, quotas)
-        if entry is None:
+        excluded = next((vf.address for vf in card.vfs if table.excludes(vf.address)), "")
+        if excluded and entry is not None and entry.vfs not in (None, len(card.vfs)):
+            # All of them go when their number changes.
+            because = f"{excluded} is excluded: it keeps its {len(card.vfs)} virtual functions"
+            yield LeaveVfs(card.address, because)
+        elif entry is None:
             if quota is not None:
                 yield quota
         elif entry.vfs is not None and not _has_enough(card, entry.vfs):
