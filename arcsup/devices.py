@@ -122,7 +122,8 @@ class Card:
     ``vendor:device``), ``pci_class`` six. ``subsystem_name`` tells boards with one chip apart.
     ``vfs_total`` is 0 for a card without SR-IOV; ``vf_type`` is what its driver calls its VFs, ""
     where it has no name for them. ``why`` says why a card is not ``usable``, or
-    what is odd about one that is ("" when nothing is).
+    what is odd about one that is ("" when nothing is). ``boot_vga``: the firmware showed the host's
+    start on it.
     """
 
     address: str

@@ -415,6 +415,20 @@ def test_a_monitor_shows_that_the_host_uses_the_card(tree: Tree) -> None:
     assert card.why == "the host shows its picture on it (a monitor at card0-HDMI-A-1)"
 
 
+@pytest.mark.parametrize("file", ["boot_vga", "boot_display", "drm/card1/boot_display"])
+def test_the_boot_display_is_told_by_older_and_by_newer_kernels(tree: Tree, file: str) -> None:
+    path = tree.populate_pci(CARD, pci_class="0x038000", driver="xe", group=1)
+    assert not card_of(look(tree)).boot_vga
+    tree.write(f"{path}/{file}", "1\n")
+    card = card_of(look(tree))
+    assert (card.boot_vga, card.why) == (True, "it is the host's boot display")
+
+
+def test_the_screen_of_a_servers_controller_is_told_as_such(tree: Tree) -> None:
+    tree.populate_pci(CARD, ids="1a03:2000", driver="ast", group=1)
+    assert "management controller (ASPEED) and no GPU" in card_of(look(tree)).why
+
+
 @pytest.mark.parametrize("device", ["", "/simple-framebuffer.0"])
 def test_the_consoles_framebuffer_shows_that_the_host_uses_the_card(
     tree: Tree, device: str

@@ -56,9 +56,10 @@ async def test_an_mdevs_uuid_is_in_lower_case_as_the_kernel_writes_it(tmp_path: 
     assert owned.path == f"/sys/bus/mdev/devices/{UUID.lower()}"
 
 
-async def test_the_boot_display_is_refused_unless_it_is_told(tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["boot_vga", "boot_display"])
+async def test_the_boot_display_is_refused_unless_it_is_told(tmp_path: Path, file: str) -> None:
     tree = Tree(tmp_path)
-    add_card(tree, boot_vga="1\n")
+    add_card(tree, **{file: "1\n"})
     with pytest.raises(Terminal, match="host's own picture: it is the boot display"):
         await prepare_slice(WHOLE, Sysfs(tmp_path))
     await prepare_slice(evolve(WHOLE, forced=True), Sysfs(tmp_path))

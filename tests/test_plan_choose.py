@@ -431,6 +431,50 @@ def test_a_whole_card_must_be_uncut_alone_in_its_group_and_not_the_hosts_display
     assert "slices of it exist" in str(choose((a6000(uncut=False),), vm(A, named))[A, 0])
 
 
+def screen(ids: str) -> Card:
+    vendor, device = ids.split(":")
+    return Card(
+        address="0000:00:02.0",
+        path="devices/screen",
+        name="a screen",
+        vendor=vendor,
+        device=device,
+        group=IommuGroup(1, ("0000:00:02.0",)),
+        backends=(Backend.PASSTHROUGH,),
+    )
+
+
+@pytest.mark.parametrize(
+    "ids", ["1a03:2000", "102b:0538", "19e5:1711", "1002:515e", "1234:1111", "1af4:1050"]
+)
+def test_the_screen_of_a_server_or_of_an_emulator_goes_only_to_who_names_it(ids: str) -> None:
+    request = GpuRequest(kind=GpuKind.PASSTHROUGH)
+    vendor, device = ids.split(":")
+
+    assert chosen(choose((screen(ids), a6000()), vm(A, request))[A, 0]).card == FIRST
+    alone = choose((screen(ids),), vm(A, request), vm(B, evolve(request, optional=True)))
+    assert "no GPU; `address` in the request takes it" in str(refused(alone[A, 0]))
+    assert isinstance(alone[B, 0], Refusal)
+    for named in (
+        evolve(request, address=PciAddress("0000:00:02.0")),
+        evolve(request, vendor=vendor, device=device),
+    ):
+        got = choose((screen(ids), a6000()), vm(A, named))
+        assert chosen(got[A, 0]).id == "0000:00:02.0"
+
+
+def test_who_asks_for_a_gpu_of_a_vendor_does_not_get_its_servers_screen() -> None:
+    request = GpuRequest(kind=GpuKind.PASSTHROUGH, vendor="1002")
+    console, radeon = screen("1002:515e"), evolve(a6000(), vendor="1002", device="73bf")
+    assert chosen(choose((console, radeon), vm(A, request))[A, 0]).card == FIRST
+
+    alone = Inventory(cards=(console,))
+    verdicts = explain_types((A, 0), [vm(A, request)], alone, Policy(), {})
+    assert [verdict.why for verdict in verdicts] == [
+        "it is the screen of a server's management controller (ATI ES1000) and no GPU"
+    ]
+
+
 @pytest.mark.parametrize("kind", [GpuKind.PASSTHROUGH, GpuKind.VF])
 def test_what_a_vm_has_yet_to_give_back_is_for_nobody_else_though_the_device_says_nothing(
     kind: GpuKind,

@@ -201,6 +201,15 @@ def test_a_card_that_draws_the_hosts_screen_is_for_virgl_only(host: Host, tree: 
     assert (found.level, "VirGL only" in found.what) == (Level.INFO, True)
 
 
+def test_the_screen_of_a_servers_controller_is_nothing_for_vms(host: Host, tree: Tree) -> None:
+    tree.populate_pci(ADDRESS, ids="1a03:2000", driver="ast", group=7)
+
+    found = find("gpus", host)
+
+    assert "nothing for VMs as it is" in found[0].what
+    assert "no GPU" in found[0].why
+
+
 def test_a_host_without_gpus_is_told_so(host: Host) -> None:
     [found] = find("gpus", host)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from attrs import define, evolve, field, frozen
 
 from arcsup.devices import Backend, Card, Function, IommuGroup, Slice, SliceType
-from arcsup.host.display import find_console, observe_display
+from arcsup.host.display import find_console, is_boot_display, observe_display
 from arcsup.host.gim import GimVf, observe_gim_vfs
 from arcsup.host.iommu import IommuGroups, is_vfio_driver
 from arcsup.host.mdev_types import Mdev, Offer, observe_mdevs, observe_offer
@@ -128,7 +128,7 @@ def observe_function(look: Look, address: str) -> Card:
         vf_type=_common_type(gim),
         companions=companions,
         reset_methods=tuple((sysfs.text(f"{path}/reset_method") or "").split()),
-        boot_vga=sysfs.text(f"{path}/boot_vga") == "1",
+        boot_vga=is_boot_display(sysfs, path),
         in_use_by_host=observe_display(sysfs, path, parents[0].real, look.console),
         types=types,
         slices=slices,

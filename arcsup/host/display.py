@@ -1,7 +1,8 @@
 """Whether a card shows the host's own picture, as far as the device tree tells.
 
-Sources: Documentation/ABI/testing/sysfs-class-drm (connector status, enabled),
-Documentation/fb/framebuffer.rst. What a compositor renders on without a monitor is not seen here.
+Sources: Documentation/ABI/testing/sysfs-class-drm (connector status, enabled; boot_display),
+sysfs-bus-pci (boot_display), Documentation/fb/framebuffer.rst. What a compositor renders on without
+a monitor is not seen here.
 """
 
 import re
@@ -32,6 +33,18 @@ def observe_display(sysfs: Sysfs, card: str, real: str, console: str | None) -> 
     if console is not None and f"{console}/".startswith(f"{real}/"):
         return "the console's framebuffer fb0"
     return ""
+
+
+def is_boot_display(sysfs: Sysfs, card: str) -> bool:
+    """Tell whether the firmware showed the host's start on a card.
+
+    ``boot_vga`` is of VGA controllers; ``boot_display`` (kernel 6.17) is also of others. It was
+    first the function's, and moved to its DRM device.
+    """
+    cards = [name for name in sysfs.names(f"{card}/drm") if _CARD.fullmatch(name)]
+    folders = [card, *(f"{card}/drm/{name}" for name in cards)]
+    files = [f"{card}/boot_vga", *(f"{folder}/boot_display" for folder in folders)]
+    return any(sysfs.has(file) and sysfs.text(file) == "1" for file in files)
 
 
 def _is_lit(sysfs: Sysfs, card: str, folder: str, connector: str) -> bool:

@@ -23,7 +23,7 @@ from arcsup.host.binding import (
     restore_slice,
 )
 from arcsup.host.cards import PCI
-from arcsup.host.display import find_console, observe_display
+from arcsup.host.display import find_console, is_boot_display, observe_display
 from arcsup.host.holders import find_holders
 from arcsup.host.identity import boot_id
 from arcsup.host.in_use import FindHolders
@@ -194,7 +194,7 @@ def _require_not_the_hosts(sysfs: Sysfs, address: str) -> None:
     if real is None:
         raise Transient(f"{address} is not there")
     reason = observe_display(sysfs, path, real, find_console(sysfs))
-    if not reason and sysfs.text(f"{path}/boot_vga") == "1":
+    if not reason and is_boot_display(sysfs, path):
         reason = "it is the boot display"
     if reason:
         raise Terminal(

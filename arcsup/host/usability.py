@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from attrs import evolve
 
 from arcsup.devices import Backend, Card
+from arcsup.plan.screens import describe_screen
 
 VFIO_PCI = "vfio-pci"
 """The only kind of mediated device that QEMU gives a guest as a PCI device."""
@@ -35,6 +36,8 @@ def _oddities(card: Card, unsettled: Sequence[str], faults: Sequence[str]) -> It
     if faults:
         more = f" (and {len(faults) - 1} more)" if len(faults) > 1 else ""
         yield f"{faults[0]}{more}"
+    if (screen := describe_screen(card.vendor, card.device)) and not card.slices:
+        yield f"it is {screen}: only a request that names it gets it"
     if unsettled:
         yield f"its driver is still making {', '.join(unsettled[:3])}"
     others = sorted({kind.device_api or "unknown" for kind in card.types} - {VFIO_PCI})

@@ -16,6 +16,7 @@ from arcsup.plan.assignment import Policy
 from arcsup.plan.obstacles import make_policy_table
 from arcsup.plan.offers import BACKENDS, WHOLE, Offer, mismatch
 from arcsup.plan.room import CardRoom, address_order, make_room
+from arcsup.plan.screens import describe_screen, means_screen
 
 Rank = tuple[int, int, int]
 """How well a card suits an offer: its level (see ``level_of``), minus what is free, its order."""
@@ -108,7 +109,9 @@ class Candidates:
             found = [
                 cards
                 for cards in self.by_kind.get(request.kind, [])
-                if is_wanted(request, cards.offer) and not mismatch(request, cards.offer)
+                if is_wanted(request, cards.offer)
+                and not mismatch(request, cards.offer)
+                and not is_mere_screen(request, cards.offer)
             ]
             self._suiting[request] = found
         return found
@@ -230,6 +233,14 @@ def is_open(room: CardRoom, offer: Offer) -> bool:
 def is_kept_by_host(room: CardRoom, offer: Offer, request: GpuRequest) -> bool:
     """Tell whether a card would be given whole that the host uses, without being forced to."""
     return offer.id == WHOLE and room.use is not None and not request.force
+
+
+def is_mere_screen(request: GpuRequest, offer: Offer) -> bool:
+    """Tell whether an offer is a screen that is no GPU, and the request does not name such."""
+    if offer.id != WHOLE or request.address or request.parent:
+        return False
+    is_meant = means_screen(request.vendor, request.device)
+    return not is_meant and bool(describe_screen(offer.vendor, offer.device))
 
 
 def is_wanted(request: GpuRequest, offer: Offer) -> bool:

@@ -27,6 +27,7 @@ from arcsup.plan.candidates import (
     Candidates,
     Preference,
     is_kept_by_host,
+    is_mere_screen,
     is_open,
     is_wanted,
     make_candidates,
@@ -239,6 +240,7 @@ class Planner:
         names = bool(request.address or request.parent)
         suits = self.candidates.named_room(request) is room if names else is_open(room, offer)
         suits = suits and not is_kept_by_host(room, offer, request)
+        suits = suits and not is_mere_screen(request, offer)
         named = parent_named(request, room)
         rank = self.candidates.rank(room, offer, named)
         if not suits or mismatch(request, offer) or rank is None:

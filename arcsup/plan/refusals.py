@@ -12,11 +12,18 @@ from attrs import define, field
 from arcsup.devices import CapacityRule
 from arcsup.model import GpuKind, GpuRequest
 from arcsup.plan.assignment import Reason, Refusal, WaitFor
-from arcsup.plan.candidates import Candidates, OfferCards, is_wanted, parent_named
+from arcsup.plan.candidates import (
+    Candidates,
+    OfferCards,
+    is_mere_screen,
+    is_wanted,
+    parent_named,
+)
 from arcsup.plan.capacity import VGPU
 from arcsup.plan.obstacles import QUARANTINED, Obstacle
 from arcsup.plan.offers import WHOLE, Offer, mismatch
 from arcsup.plan.room import CardRoom
+from arcsup.plan.screens import describe_screen
 
 SHOWN = 3
 """Names given of each reason; the others are counted."""
@@ -98,6 +105,7 @@ class Explainer:
         if request.mdev_type:
             self._gather_misspelt(request, found)
         cards = self._gather_others(request, cards, found)
+        cards = self._gather_screens(request, cards, found)
         cards = self._gather_obstacles(request, cards, found)
         for offered in self.candidates.by_kind[request.kind]:
             here = offered.mask & cards
@@ -143,6 +151,17 @@ class Explainer:
             ids = f"{request.vendor or '*'}:{request.device or '*'}"
             found.add(Obstacle(f"not of the vendor and device asked for ({ids})"), others)
         return cards & ~others
+
+    def _gather_screens(self, request: GpuRequest, cards: int, found: _Gathered) -> int:
+        """Take up the cards that are no GPUs; return the rest."""
+        for offered in self.candidates.by_kind[request.kind]:
+            offer, here = offered.offer, offered.mask & cards
+            if here and is_mere_screen(request, offer):
+                screen = describe_screen(offer.vendor, offer.device)
+                way = "`address` in the request takes it all the same"
+                found.add(Obstacle(f"it is {screen}; {way}"), here)
+                cards &= ~here
+        return cards
 
     def _gather_obstacles(self, request: GpuRequest, cards: int, found: _Gathered) -> int:
         """Take up cards that give nothing of the kind; return the rest."""

@@ -7,11 +7,12 @@ from attrs import define, field, frozen
 from arcsup.devices import Inventory
 from arcsup.model import GpuRequest, MiB
 from arcsup.plan.assignment import Choice, Held, Place, Policy, VmRequests, slots_of
-from arcsup.plan.candidates import Candidates, is_wanted, parent_named
+from arcsup.plan.candidates import Candidates, is_mere_screen, is_wanted, parent_named
 from arcsup.plan.choose import Decision, make_planner
 from arcsup.plan.offers import BACKENDS, VF, WHOLE, Offer, mismatch
 from arcsup.plan.refusals import find_shortage
 from arcsup.plan.room import CardRoom
+from arcsup.plan.screens import describe_screen
 
 
 @frozen
@@ -95,6 +96,8 @@ class _Survey:
     def _why_not_type(self, room: CardRoom, offer: Offer, decision: Decision) -> str:
         if because := mismatch(self.request, offer):
             return because
+        if is_mere_screen(self.request, offer):
+            return f"it is {describe_screen(offer.vendor, offer.device)}"
         parent = parent_named(self.request, room)
         if shortage := find_shortage(room, offer, parent):
             return shortage.because

@@ -8,6 +8,7 @@ from attrs import frozen
 
 from arcsup.devices import Backend, Card, Inventory
 from arcsup.host.inventory import observe_host
+from arcsup.plan.screens import describe_screen
 from arcsup.setup.checks.kernel import ModuleState, find_module
 from arcsup.setup.findings import Check, Finding, info, ok, warning
 from arcsup.setup.gpu_kinds import (
@@ -166,7 +167,8 @@ def list_abilities(host: Host, card: Card) -> Iterator[str]:
     if Backend.SRIOV in card.backends and card.group is not None:
         yield f"SR-IOV ({len(card.vfs)} of {card.vfs_total} functions enabled)"
     whole = Backend.PASSTHROUGH in card.backends and card.group and not card.group.blockers
-    if whole and not card.in_use_by_host and not card.boot_vga:
+    is_screen = describe_screen(card.vendor, card.device)
+    if whole and not card.in_use_by_host and not card.boot_vga and not is_screen:
         yield "passthrough"
     if (Path(card.path) / "drm").is_dir() and has_render_node(host):
         yield "VirGL"
