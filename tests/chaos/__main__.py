@@ -8,15 +8,19 @@ import tempfile
 from pathlib import Path
 
 from tests.chaos.chaos import run_chaos
-from tests.chaos.faults import FAULTS
+from tests.chaos.faults import FAULTS, find_missing
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="make chaos", description=__doc__)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--faults", default=",".join(FAULTS))
+    missing = find_missing()
+    can = [fault for fault in FAULTS if fault not in missing]
+    parser.add_argument("--faults", default=",".join(can))
     options = parser.parse_args()
+    for fault, why in missing.items():
+        print(f"chaos: without the fault {fault!r}: {why}", file=sys.stderr)
     if os.geteuid() != 0:
         print("chaos: run it as root: it mounts file systems", file=sys.stderr)
         return 2

@@ -19,6 +19,14 @@ from tests.qemu.daemon import Daemon
 FILLED_SIZE = "48m"
 """Size of the file systems of a chaos run's state, runtime and log folders."""
 
+CLOCK_FILE = "clock"
+"""In the run's folder: by how many seconds the daemon's time of day differs from the host's."""
+
+HOUR = 3600
+
+PIDS_HIERARCHIES = (Path("/sys/fs/cgroup/pids"), Path("/sys/fs/cgroup"))
+"""Where control groups with a limit of tasks are: the hierarchy of version 1, or version 2's."""
+
 
 @contextmanager
 def file_systems(top: Path) -> Iterator[None]:
@@ -123,6 +131,89 @@ def limit_memory(daemon: Daemon, chance: random.Random) -> Iterator[None]:
         yield
 
 
+def limit_tasks(daemon: Daemon, chance: random.Random) -> Iterator[None]:
+    """The daemon and what it starts may have hardly more processes and threads than now.
+
+    The kernel's limit of a user's processes is none for root; that of a control group is. Source:
+    Documentation/admin-guide/cgroup-v1/pids.rst, cgroup-v2.rst ("PID").
+    """
+    parent, pid = find_pids_group(), pid_of(daemon)
+    assert parent is not None
+    group = parent / f"arcsup-chaos-{pid}"
+    group.mkdir()
+    try:
+        (group / "cgroup.procs").write_text(str(pid))
+        tasks = int((group / "pids.current").read_text())
+        (group / "pids.max").write_text(str(tasks + chance.choice((0, 1, 4))))
+        yield
+    finally:
+        (group / "pids.max").write_text("max")
+        while pids := (group / "cgroup.procs").read_text().split():
+            for moved in pids:
+                with suppress(ProcessLookupError):
+                    (parent / "cgroup.procs").write_text(moved)
+        group.rmdir()
+
+
+def find_pids_group() -> Path | None:
+    """Return a control group in which one with a limit of tasks can be made; None: nowhere."""
+    for parent in PIDS_HIERARCHIES:
+        probe = parent / f"arcsup-chaos-probe-{os.getpid()}"
+        with suppress(OSError):
+            probe.mkdir()
+            try:
+                if (probe / "pids.max").exists():
+                    return parent
+            finally:
+                probe.rmdir()
+    return None
+
+
+def jump_clock(daemon: Daemon, chance: random.Random) -> Iterator[None]:
+    """The host's time of day jumps, forward or back, and back again; sometimes over a daemon's end.
+
+    Only the daemon sees it: a library stands between it and the C library's clocks.
+    """
+    offset = daemon.top / CLOCK_FILE
+    set_clock(offset, chance.choice((-HOUR, HOUR, 24 * HOUR, -365 * 24 * HOUR)))
+    yield
+    if chance.random() < 0.5:
+        daemon.kill()
+        daemon.start()
+    set_clock(offset, 0)
+
+
+def set_clock(file: Path, seconds: int) -> None:
+    """Have the daemon's time of day differ from the host's from now on."""
+    unfinished = file.with_suffix(".new")
+    unfinished.write_text(f"{seconds:+d}\n")
+    unfinished.rename(file)
+
+
+def clock_environment(top: Path) -> dict[str, str]:
+    """Return the environment of a daemon whose clock can be set; {} without the library.
+
+    Times of files stay the host's, as does the clock that never goes back. Source: faketime(1),
+    libfaketime's README.
+    """
+    library = find_clock_library()
+    if library is None:
+        return {}
+    set_clock(top / CLOCK_FILE, 0)
+    return {
+        "LD_PRELOAD": str(library),
+        "FAKETIME_TIMESTAMP_FILE": str(top / CLOCK_FILE),
+        "FAKETIME_CACHE_DURATION": "1",
+        "DONT_FAKE_MONOTONIC": "1",
+        "NO_FAKE_STAT": "1",
+    }
+
+
+def find_clock_library() -> Path | None:
+    """Return Debian's and Ubuntu's libfaketime for programs with threads; None where it is not."""
+    return next(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
+
+
 @contextmanager
 def limited(daemon: Daemon, which: int, size: int) -> Iterator[None]:
     """Lower one of the daemon's soft limits for a while; those of its QEMUs stay."""
@@ -194,7 +285,19 @@ FAULTS: dict[str, Callable[[Daemon, random.Random], Iterator[None]]] = {
     "log read-only": make_read_only("log"),
     "descriptors": limit_descriptors,
     "memory": limit_memory,
+    "tasks": limit_tasks,
+    "clock": jump_clock,
     "lost records": lose_records,
     "restored records": restore_records,
     "wiped": wipe_runtime,
 }
+
+
+def find_missing() -> dict[str, str]:
+    """Return the faults that this host has no means for, and what it lacks."""
+    missing = {}
+    if find_pids_group() is None:
+        missing["tasks"] = "no control group with a limit of tasks can be made"
+    if find_clock_library() is None:
+        missing["clock"] = "libfaketime is not installed"
+    return missing
