@@ -227,3 +227,24 @@ def open_device(device: Path, *, hidden: bool = False) -> Iterator[None]:
         if hidden:
             nodes.close()
         yield
+
+
+def renumber(function: Path, bus: int) -> Path:
+    """Give a function behind a root port another bus number, as firmware may at any boot.
+
+    ``bus`` is free. The port is found again with what is in its configuration space then. Returns
+    the function at its new address. Source: PCI-to-PCI Bridge Architecture, 3.2.5 (secondary bus
+    number at 0x19, subordinate at 0x1a); the kernel keeps numbers that make sense
+    (drivers/pci/probe.c, pci_scan_bridge_extend).
+    """
+    port = function.resolve().parent
+    write(function / "remove", "1")
+    with (port / "config").open("r+b", buffering=0) as config:
+        config.seek(0x19)
+        config.write(bytes((bus, bus)))
+    write(port / "remove", "1")
+    write(Path("/sys/bus/pci/rescan"), "1")
+    domain, _, rest = function.name.split(":")
+    renumbered = PCI / f"{domain}:{bus:02x}:{rest}"
+    assert renumbered.is_dir(), f"{function.name} was not found again as {renumbered.name}"
+    return renumbered
