@@ -225,6 +225,7 @@ def because_of(error: OSError) -> Terminal:
         because_of(out_of(errno.EAGAIN)),
         RuntimeError("can't start new thread"),
         MemoryError(),
+        Terminal("disk0.qcow2: qemu: qemu_thread_create: Resource temporarily unavailable"),
     ],
     ids=repr,
 )
@@ -254,11 +255,15 @@ async def test_the_hosts_trouble_costs_a_vm_nothing_and_passes_by_itself(
     assert host.told.count("trouble") == 1
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["there is no such firmware", "Failed to lock byte 100: Resource temporarily unavailable"],
+)
 async def test_an_error_that_is_no_trouble_of_the_hosts_fails_the_start(
-    host: SmallHost, monkeypatch: pytest.MonkeyPatch
+    host: SmallHost, monkeypatch: pytest.MonkeyPatch, words: str
 ) -> None:
     async def refuse(*_: object) -> Process:
-        raise Terminal("there is no such firmware")
+        raise Terminal(words)
 
     monkeypatch.setattr(supervise, "start_qemu", refuse)
     vm = host.fleet.vms[VmName("web")]

@@ -34,7 +34,7 @@ def main() -> int:
             violations += len(found.violations)
         print(f"{options.rounds} rounds, seed {options.seed}: {violations} violations")
         if violations:
-            print((top / "daemon.log").read_text()[-5000:], file=sys.stderr)
+            print((top / "daemon.log").read_text()[-60000:], file=sys.stderr)
     finally:
         shutil.rmtree(top, ignore_errors=True)
     return 1 if violations else 0

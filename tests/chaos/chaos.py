@@ -175,10 +175,20 @@ def _converge(daemon: Daemon, it: Round, chance: random.Random) -> None:
         name: state for name in wanted if (state := _state_of(daemon, name)) != wanted[name]
     }:
         assert daemon.process.poll() is None, "the daemon ended by itself"
-        assert time.monotonic() < deadline, f"not as ordered after all: {left}, not {wanted}"
+        assert time.monotonic() < deadline, (
+            f"not as ordered: {_reasons(daemon, left)}, not {wanted}"
+        )
         for name, state in left.items():
             _order_again(daemon, name, state, wanted[name])
         time.sleep(0.2)
+
+
+def _reasons(daemon: Daemon, left: dict[str, str]) -> dict[str, str]:
+    reasons = dict(left)
+    for name, state in left.items():
+        with suppress(ArcsupError):
+            reasons[name] = f"{state}: {daemon.status(name)['reason']}"
+    return reasons
 
 
 def _state_of(daemon: Daemon, name: str) -> str:
