@@ -1,8 +1,10 @@
 """QMP on streams in memory: what a QEMU, or something that is none, may say and leave unsaid."""
 
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from arcsup.vm.qmp import (
     MAX_LINE,
     NonsenseError,
     Qmp,
+    connect_qmp_socket,
     list_devices,
     open_qmp,
     query_status,
@@ -346,3 +349,18 @@ async def test_an_ordinary_end_is_no_breach() -> None:
         assert [event async for event in qmp.events] == []
 
     assert qmp.broken == ""
+
+
+async def test_a_monitor_that_others_wait_for_is_busy_and_not_the_wrong_server(
+    short_dir: Path,
+) -> None:
+    path = short_dir / "qmp.sock"
+    with ExitStack() as opened:
+        listener = opened.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(path))
+        listener.listen(0)
+        waiting = opened.enter_context(socket.socket(socket.AF_UNIX))
+        waiting.connect(str(path))
+
+        with pytest.raises(BlockingIOError, match="others already wait for this monitor"):
+            await connect_qmp_socket(path)

@@ -34,7 +34,12 @@ from arcsup.vm.qmp import (
     open_qmp,
     query_status,
 )
-from arcsup.vm.second_monitor import SECOND_MONITOR, query_status_elsewhere, quit_elsewhere
+from arcsup.vm.second_monitor import (
+    SECOND_ANSWER,
+    SECOND_MONITOR,
+    query_status_elsewhere,
+    quit_elsewhere,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -162,7 +167,8 @@ async def _look_elsewhere(vm: ManagedVm, workshop: Workshop) -> None:
             _quote(vm, workshop, "guest-ended", f"the people's monitor says {status}: QEMU quits")
             await quit_elsewhere(socket, vm.process.pid)
     except (OSError, QMPError, trio.TooSlowError) as error:
-        logger.info("nor does the second monitor answer: %s", error, extra={"VM": vm.name})
+        why = str(error) or f"nothing within {SECOND_ANSWER:g} s"
+        logger.info("nor does the second monitor answer: %s", why, extra={"VM": vm.name})
 
 
 async def _on_event(

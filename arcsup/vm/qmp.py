@@ -10,6 +10,7 @@ A guest may have broken out of its QEMU, so what is said here is believed no fur
 be: what is kept of it is bounded, and reading it takes a share of a CPU and not all of it.
 """
 
+import errno
 import json
 import os
 import struct
@@ -258,9 +259,17 @@ async def connect_qmp_socket(path: Path) -> tuple[trio.SocketStream, int]:
 
     QEMU listens anew on a descriptor it was given, so the pid is QEMU's even when the daemon
     made the socket (measured on 7.2; unix(7) SO_PEERCRED: the pid of the last listen()).
-    Raises OSError when nobody listens.
+    Raises OSError when nobody listens, or as many already wait to be heard as the listener lets.
     """
     stream = await trio.open_unix_socket(path)
+    try:
+        # Where the queue is full, connect(2) answers EAGAIN, which trio takes for "under way" and
+        # the socket's being writable for its end: such a socket is connected to nobody.
+        stream.socket.getpeername()
+    except OSError as error:
+        await trio.aclose_forcefully(stream)
+        words = "others already wait for this monitor"
+        raise BlockingIOError(errno.EAGAIN, words, str(path)) from error
     credentials = stream.socket.getsockopt(SOL_SOCKET, SO_PEERCRED, struct.calcsize("3i"))
     pid, _uid, _gid = struct.unpack("3i", credentials)
     return stream, pid
