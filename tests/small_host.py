@@ -96,3 +96,11 @@ class SmallHost:
         await self.fleet.read_files()
         await self.fleet.allocation.observe()
         self.fleet.allocation.assign(self.fleet.vms.values(), self.fleet.look().up)
+
+
+async def small_host_with_web(top: Path) -> SmallHost:
+    """Return a host that has one small VM file, web, and has planned once."""
+    host = SmallHost(top)
+    host.drop("web", "memory: 64\n")
+    await host.plan()
+    return host

@@ -15,17 +15,15 @@ from arcsup.vm.qmp import check_peer
 from arcsup.vm.second_monitor import SECOND_MONITOR
 from arcsup.vm.stop import Rung, RungTaken
 from tests.people_monitor import PeoplesMonitor
-from tests.small_host import BOOT, SmallHost
+from tests.small_host import BOOT, SmallHost, small_host_with_web
 
 RAN = Evidence(was_ready=True)
 
 
 @pytest.fixture
 async def host(tmp_path: Path) -> SmallHost:
-    host = SmallHost(tmp_path)
-    host.drop("web", "memory: 64\n")
-    await host.plan()
-    return host
+    """A host with the VM web, which is planned."""
+    return await small_host_with_web(tmp_path)
 
 
 @pytest.fixture

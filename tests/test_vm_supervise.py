@@ -20,7 +20,7 @@ from arcsup.vm import supervise
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.process import Process, ProcessEnd, ProcessId
 from arcsup.vm.record import Launch, Record, RecordStore
-from tests.small_host import BOOT, SmallHost
+from tests.small_host import BOOT, SmallHost, small_host_with_web
 
 
 class FullDisk(RecordStore):
@@ -37,10 +37,8 @@ class FullDisk(RecordStore):
 
 @pytest.fixture
 async def host(tmp_path: Path) -> SmallHost:
-    host = SmallHost(tmp_path)
-    host.drop("web", "memory: 64\n")
-    await host.plan()
-    return host
+    """A host with the VM web, which is planned."""
+    return await small_host_with_web(tmp_path)
 
 
 @pytest.fixture
