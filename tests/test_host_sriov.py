@@ -1,6 +1,7 @@
 """What the files and tools say; how the kernel behaves is shown in tests/lab/test_backends.py."""
 
 import errno
+from collections.abc import Collection
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from arcsup.errors import ArcsupError, Refused, Terminal, Transient
 from arcsup.host import sriov
+from arcsup.host.host_use import find_host_use
 from arcsup.host.sriov import enable_vfs, find_vfs
 from arcsup.host.sysfs import Sysfs
 from tests.trees import L40S, Tree
@@ -135,7 +137,7 @@ async def test_fewer_vfs_than_asked_for_are_not_passed_off_as_enough(
 
 async def test_vfs_are_left_while_the_hosts_network_is_on_one(tree: Tree) -> None:
     card = add_card(tree, driver="igb", total=7)
-    (first, second) = tree.populate_vfs(card, VFS)
+    (first, second) = tree.populate_vfs(card, VFS, driver="igbvf")
     tree.write(f"{card}/sriov_numvfs", "2\n")
     tree.write(f"{first}/net/enp0/operstate", "down\n")
     tree.write(f"{second}/net/enp1/operstate", "up\n")
@@ -183,3 +185,26 @@ async def test_no_driver_of_the_host_takes_new_vfs_but_nvidias(
     with pytest.raises(Transient) if refused else nullcontext():
         await enable_vfs(CARD, 2, Sysfs(tree.root))
     assert seen == written
+
+
+async def test_vfs_are_left_while_a_program_of_the_host_uses_one(tree: Tree) -> None:
+    card = add_card(tree, driver="xe", total=7)
+    (_, second) = tree.populate_vfs(card, VFS, driver="xe")
+    tree.write(f"{card}/sriov_numvfs", "2\n")
+    tree.write(f"{second}/drm/renderD130/uevent", "DEVNAME=dri/renderD130\n")
+    proc = tree.root.parent / "proc"
+    (proc / "4711/fd").mkdir(parents=True)
+    (proc / "4711/comm").write_text("gnome-shell\n")
+    (proc / "4711/fd/9").symlink_to("/dev/dri/renderD130")
+
+    def find(sysfs: Sysfs, addresses: Collection[str]) -> dict[str, str]:
+        return find_host_use(sysfs, addresses, proc=proc)
+
+    for count in (0, 4):
+        with pytest.raises(Refused) as caught:
+            await enable_vfs(CARD, count, Sysfs(tree.root), find_use=find)
+        assert str(caught.value) == (
+            f"the virtual functions of {CARD} cannot be changed: {VFS[1]} is used by "
+            "process 4711 (gnome-shell) through /dev/dri/renderD130"
+        )
+        assert (tree.root / card / "sriov_numvfs").read_text() == "2\n"

@@ -5,13 +5,13 @@ Source: Documentation/ABI/testing/sysfs-bus-pci, drivers/pci/pci-driver.c.
 """
 
 import errno
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection
 
 import trio
 
 from arcsup.errors import Refused, Stuck, Terminal, Transient
 from arcsup.host.cards import PCI
-from arcsup.host.host_use import find_host_use
+from arcsup.host.host_use import FindHostUse, find_host_use
 from arcsup.host.identity import boot_id
 from arcsup.host.in_use import FindHolders, require_free
 from arcsup.host.iommu import IommuGroups
@@ -19,8 +19,6 @@ from arcsup.host.owned import Identity, OwnedSlice, Rebinding
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vfio_drivers import DRIVERS, VFIO_PCI, find_vfio_driver, is_on_vfio
 from arcsup.host.writer import Word, comes_true, explain, read_sysfs, write_sysfs
-
-FindHostUse = Callable[[Sysfs, Collection[str]], Mapping[str, str]]
 
 _SECONDS = 15.0
 _LOOK_SECONDS = 5.0

@@ -8,7 +8,7 @@ DEVNAME, proc_pid_fd(5), proc_pid_mountinfo(5), proc_swaps(5), sysfs-class-net (
 
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from attrs import field, frozen
@@ -16,8 +16,9 @@ from attrs import field, frozen
 from arcsup.host.cards import PCI
 from arcsup.host.holders import PROC, describe_process, visit_open_files
 from arcsup.host.iommu import is_vfio_driver
-from arcsup.host.sriov import find_network_use
 from arcsup.host.sysfs import Sysfs
+
+FindHostUse = Callable[[Sysfs, Collection[str]], Mapping[str, str]]
 
 _DEVNAME = re.compile(r"^DEVNAME=(.+)$", re.MULTILINE)
 _DRM = re.compile(r"(card|renderD)\d+")
@@ -74,6 +75,21 @@ def find_host_use(
         for address, use in _used_by_processes(nodes, proc).items():
             found.setdefault(address, use)
     return found
+
+
+def find_network_use(sysfs: Sysfs, path: str) -> str:
+    """Return what a function is to the host's network, as "is …" or "has …"; "" for nothing."""
+    names = sysfs.names(f"{path}/net")
+    up = next((name for name in names if sysfs.text(f"{path}/net/{name}/operstate") == "up"), None)
+    if up is not None:
+        return f"is the host's network interface {up}"
+    # The folder goes with its last interface; those of other namespaces are not shown in it
+    # (fs/kernfs/dir.c), and carry a container's packets.
+    driver = sysfs.link_name(f"{path}/driver")
+    is_the_hosts = driver is not None and not is_vfio_driver(sysfs, path, driver)
+    if is_the_hosts and not names and sysfs.is_folder(f"{path}/net"):
+        return "has its interface in another network namespace"
+    return ""
 
 
 def _look_below(sysfs: Sysfs, path: str) -> _Below:

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from arcsup.devices import NetworkCard, NetworkVf
 from arcsup.host.cards import PCI, observe_numa_node
 from arcsup.host.holders import Holders
+from arcsup.host.host_use import find_network_use
 from arcsup.host.iommu import IommuGroups, is_vfio_driver
-from arcsup.host.sriov import find_network_use, find_vfs
+from arcsup.host.sriov import find_vfs
 from arcsup.host.sysfs import Sysfs
 from arcsup.model import VmName
 

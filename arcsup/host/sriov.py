@@ -13,8 +13,8 @@ import trio
 from arcsup.errors import ArcsupError, Refused, Terminal, Transient
 from arcsup.host.cards import PCI
 from arcsup.host.holders import find_holders
+from arcsup.host.host_use import FindHostUse, find_host_use
 from arcsup.host.in_use import FindHolders, require_free
-from arcsup.host.iommu import is_vfio_driver
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vendor_vgpu import observe_vendor_vf
 from arcsup.host.vfio_drivers import is_on_vfio
@@ -52,38 +52,24 @@ def find_vfs(sysfs: Sysfs, address: str) -> dict[int, str]:
     return {number: vf for number, vf in sorted(links.items()) if vf is not None}
 
 
-def find_network_use(sysfs: Sysfs, path: str) -> str:
-    """Return what a function is to the host's network, as "is …" or "has …"; "" for nothing."""
-    names = sysfs.names(f"{path}/net")
-    up = next((name for name in names if sysfs.text(f"{path}/net/{name}/operstate") == "up"), None)
-    if up is not None:
-        return f"is the host's network interface {up}"
-    # The folder goes with its last interface; those of other namespaces are not shown in it
-    # (fs/kernfs/dir.c), and carry a container's packets.
-    driver = sysfs.link_name(f"{path}/driver")
-    is_the_hosts = driver is not None and not is_vfio_driver(sysfs, path, driver)
-    if is_the_hosts and not names and sysfs.is_folder(f"{path}/net"):
-        return "has its interface in another network namespace"
-    return ""
-
-
 async def enable_vfs(
     address: str,
     count: int,
     sysfs: Sysfs,
     *,
     holders: FindHolders = find_holders,
+    find_use: FindHostUse = find_host_use,
     sriov_manage: Path = SRIOV_MANAGE,
 ) -> None:
     """Let the card at a PCI address have ``count`` VFs that can be used; 0 takes all away.
 
     NVIDIA's tool makes as many as the card can have: there more than ``count`` is enough. Raises
-    Refused while a slice of these VFs is there, Transient, Stuck or Terminal.
+    Refused while a slice of these VFs is there or the host uses one, Transient, Stuck or Terminal.
     """
     _require_count(sysfs, address, count)
     if not _is_enough(sysfs, address, count):
         if find_vfs(sysfs, address):
-            await _require_vfs_unused(sysfs, address, holders)
+            await _require_vfs_unused(sysfs, address, holders, find_use)
         await _set_count(sysfs, address, count, sriov_manage)
     vfs = find_vfs(sysfs, address)
     if len(vfs) < count:
@@ -123,8 +109,14 @@ def _is_enough(sysfs: Sysfs, address: str, count: int) -> bool:
     return have == count or (_is_nvidia(sysfs, address) and have >= count > 0)
 
 
-async def _require_vfs_unused(sysfs: Sysfs, address: str, holders: FindHolders) -> None:
-    """Refuse to take VFs away while anything was made of one, whoever made it."""
+async def _require_vfs_unused(
+    sysfs: Sysfs, address: str, holders: FindHolders, find_use: FindHostUse
+) -> None:
+    """Refuse to take VFs away while anything was made of one, or the host's programs have one.
+
+    Whoever made it: the kernel takes them from under whoever uses them (sriov_disable in
+    drivers/pci/iov.c unbinds their drivers, which is never refused).
+    """
     vfs = find_vfs(sysfs, address)
     parents = {(sysfs.real(f"bus/mdev/devices/{name}") or "").rpartition("/")[0]
                for name in sysfs.names("bus/mdev/devices")}  # fmt: skip
@@ -137,12 +129,17 @@ async def _require_vfs_unused(sysfs: Sysfs, address: str, holders: FindHolders) 
             why = f"{vf} has a mediated device"
         elif is_on_vfio(sysfs, path):
             why = f"{vf} is handed out (on {sysfs.link_name(f'{path}/driver')})"
-        elif use := find_network_use(sysfs, path):
-            why = f"{vf} {use}"
         else:
             continue
         raise Refused(
             f"the virtual functions of {address} cannot be changed: {why}", "take it back first"
+        )
+    # Thousands of small reads in /proc.
+    used = await trio.to_thread.run_sync(find_use, sysfs, list(vfs.values()))
+    if used:
+        why = "; ".join(f"{vf} {use}" for vf, use in used.items())
+        raise Refused(
+            f"the virtual functions of {address} cannot be changed: {why}", "end that use first"
         )
     await require_free(sysfs, [f"{PCI}/{vf}" for vf in vfs.values()], holders)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from arcsup.host.sriov import find_network_use
+from arcsup.host.host_use import find_network_use
 from arcsup.host.sysfs import Sysfs
 from tests.lab.kernel import (
     PCI,
