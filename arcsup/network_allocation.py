@@ -8,6 +8,7 @@ from arcsup.devices import Backend, Inventory
 from arcsup.host.owned import SliceChoice
 from arcsup.model import NetworkType, Vm, VmName
 from arcsup.plan.assignment import Assignment, Place, Policy
+from arcsup.plan.lifecycle import Phase
 from arcsup.plan.network_vfs import NetworkChoice, NetworkRequest, assign_network_vfs
 from arcsup.spec.identity import derive_mac
 from arcsup.vm.live_gpus import wants_change
@@ -88,4 +89,5 @@ def _requests(vm: ManagedVm, assignment: Assignment) -> Iterator[NetworkRequest]
     for number, network in enumerate(version.networks):
         if network.type is NetworkType.VF:
             mac = network.mac or derive_mac(version.uuid, number)
-            yield NetworkRequest((vm.name, number), mac, network.parent, node)
+            runs = vm.phase is not Phase.DOWN
+            yield NetworkRequest((vm.name, number), mac, network.parent, node, in_use=runs)

@@ -19,7 +19,7 @@ from arcsup.host.sriov import enable_vfs, find_vfs
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vf_quotas import observe_vf_quotas, set_vf_quotas
 from arcsup.plan.assignment import CardPolicy
-from arcsup.plan.obstacles import make_policy_table
+from arcsup.plan.obstacles import PolicyTable, make_policy_table
 from arcsup.plan.vfs import LeaveVfs, SetMixed, SetQuota, SetVfs, VfStep, plan_vfs
 from arcsup.vf_journal import KeptQuota, VfJournal
 
@@ -57,13 +57,14 @@ class VfKeeper:
         if inventory.stale:
             return  # What is not in it may be there all the same, and would be forgotten.
         self._forget_what_is_gone(inventory)
+        table = make_policy_table(entries)
         steps = plan_vfs(
             inventory,
-            make_policy_table(entries),
+            table,
             self.journal.counts,
             users,
             frozenset(self.mixed),
-            {address: kept.wanted for address, kept in self.journal.quotas.items()},
+            self._quotas_set(table),
         )
         lacking = {step.address for step in steps} | self._working
         for address in {*self._said, *self.busy} - lacking:
@@ -78,6 +79,17 @@ class VfKeeper:
             self._working.add(step.address)
             self.busy[step.address] = str(step)
             self.nursery.start_soon(self._carry_out, step)
+
+    def _quotas_set(self, table: PolicyTable) -> dict[str, VfQuota | None]:
+        """Return the quotas of cards; None where a function that may be touched has none yet."""
+        sysfs = Sysfs(self.sysfs)
+        found: dict[str, VfQuota | None] = {}
+        for address, kept in self.journal.quotas.items():
+            vfs = find_vfs(sysfs, address)
+            lacking = {number for number in vfs if number not in kept.former}
+            is_set = all(table.excludes(vfs[number]) for number in lacking)
+            found[address] = kept.wanted if is_set else None
+        return found
 
     def _forget_what_is_gone(self, inventory: Inventory) -> None:
         with_vfs = {card.address for card in inventory.cards if card.vfs}
@@ -158,11 +170,13 @@ class VfKeeper:
     async def _set_quota(self, step: SetQuota) -> None:
         address, sysfs = step.address, Sysfs(self.sysfs)
         if step.quota is None:
-            await self._put_back_quota(address)
+            await self._put_back_quota(address, excluded=step.excluded)
             self.tell("vf-quota-set", f"{address}: its virtual functions have their former quotas")
             return
         kept = self.journal.quotas.get(address)
-        now = await observe_vf_quotas(sysfs, address)
+        vfs = find_vfs(sysfs, address)
+        seen = await observe_vf_quotas(sysfs, address)
+        now = {n: quota for n, quota in seen.items() if vfs.get(n) not in step.excluded}
         # Of a function that was made since, what it has now is what it had before.
         former = now | dict(kept.former if kept else {})
         await self.journal.note_quota(address, KeptQuota(None, former))
@@ -171,13 +185,15 @@ class VfKeeper:
         await self.journal.note_quota(address, KeptQuota(step.quota, former))
         self.tell("vf-quota-set", f"{address}: its virtual functions have the quotas asked for")
 
-    async def _put_back_quota(self, address: str, *, memory: bool = True) -> None:
+    async def _put_back_quota(
+        self, address: str, *, memory: bool = True, excluded: frozenset[str] = frozenset()
+    ) -> None:
         sysfs, former = Sysfs(self.sysfs), self.journal.quotas[address].former
         there = find_vfs(sysfs, address)
         quotas = {
             number: quota if memory else evolve(quota, vram_mib=None)
             for number, quota in former.items()
-            if number in there
+            if number in there and there[number] not in excluded
         }
         await set_vf_quotas(sysfs, address, quotas)
         await self.journal.note_quota(address, None)

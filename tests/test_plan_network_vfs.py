@@ -1,5 +1,6 @@
 """Which virtual function of a network card a VM gets; a property test is the specification."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -72,6 +73,36 @@ def test_a_function_that_the_operator_excludes_goes_to_nobody_named_or_not() -> 
     assert one(FREE, policy=policy) == "0000:01:10.2"
     refusal = one(FREE, policy=policy, parent="0000:01:10.0")
     assert "0000:01:10.0 is excluded by `gpus` in arcsup.yaml" in refusal
+
+
+@pytest.mark.parametrize(
+    ("policy", "why"),
+    [
+        (Policy((GpuPolicy("0000:01:10.0", exclude=True),)), "0000:01:10.0 is excluded"),
+        (Policy((GpuPolicy(CARDS[0], exclude=True),)), "excluded by"),
+        (Policy(lost={"0000:01:10.0": "AER"}), "it is lost: AER"),
+        (Policy(quarantined=frozenset({"0000:01:10.0"})), "quarantined"),
+    ],
+    ids=["excluded", "card excluded", "lost", "quarantined"],
+)
+def test_what_is_barred_since_stays_with_who_runs_and_does_not_come_back_to_who_does_not(
+    policy: Policy, why: str
+) -> None:
+    place = (NAMES[0], 0)
+    had = card(CARDS[0], vf("0000:01:10.0", vm=NAMES[0]))
+    outcomes = [
+        assign_network_vfs(
+            [NetworkRequest(place, MAC, in_use=in_use)],
+            Inventory(network_cards=(had,)),
+            policy,
+            {place: "0000:01:10.0"},
+        )[place]
+        for in_use in (True, False)
+    ]
+    assert isinstance(outcomes[0], NetworkChoice)
+    assert outcomes[0].kept
+    assert isinstance(outcomes[1], str)
+    assert why in outcomes[1]
 
 
 def test_a_function_bound_to_vfio_at_boot_goes_only_to_who_names_it() -> None:

@@ -365,6 +365,25 @@ async def test_functions_get_their_quotas_and_the_former_ones_when_they_are_aske
     assert json.loads((tmp_path / "vfs.json").read_text())["quotas"] == {}
 
 
+async def test_an_excluded_function_keeps_its_own_quota_until_it_is_excluded_no_more(
+    tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_quota_files(tree)
+    wanted = GpuPolicy(CARD, vfs=2, vf_quota=QUOTA)
+    excluded = GpuPolicy(f"{CARD[:-1]}2", exclude=True)
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+
+        async def settle(*entries: GpuPolicy) -> dict[int, tuple[int | None, int | None]]:
+            for _ in range(3):
+                world.tend(*entries)
+                await until(lambda: not world.keeper.busy)
+            return await quotas(tree)
+
+        assert await settle(wanted, excluded) == {0: (2048, 20), 1: (4096, 0)}
+        assert await settle(wanted) == {0: (2048, 20), 1: (2048, 20)}
+        assert await settle(GpuPolicy("10de"), excluded) == {0: (4096, 0), 1: (2048, 20)}
+
+
 async def test_quotas_that_a_killed_daemon_had_begun_are_set_or_put_back_by_the_next(
     tree: Tree, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -21,12 +21,14 @@ class NetworkRequest:
     """What one entry of ``networks`` asks for; ``place`` is its VM and its number in the list.
 
     ``parent`` is a card, or one of its virtual functions. ``numa_node`` is to be near to.
+    ``in_use``: its VM runs, with what it had.
     """
 
     place: Place
     mac: MacAddress
     parent: PciAddress | None = None
     numa_node: int | None = None
+    in_use: bool = False
 
 
 @frozen
@@ -47,12 +49,14 @@ class NetworkChoice:
 class _Room:
     """A card while functions of it are chosen; ``why`` says why those that are not free are not.
 
-    Of the free ones, those that are ``reserved`` go only to who names them.
+    Of the free ones, those that are ``reserved`` go only to who names them. ``kept_by`` are the
+    functions that a VM may have again, by address.
     """
 
     card: NetworkCard
     free: list[NetworkVf] = field(factory=list)
     why: str = ""
+    kept_by: dict[str, str] = field(factory=dict)
 
 
 def assign_network_vfs(
@@ -97,13 +101,12 @@ def _make_room(card: NetworkCard, policy: Policy, table: PolicyTable) -> _Room:
     groups = {vf.group for vf in card.vfs if vf.vm is not None}
     room, reasons = _Room(card), []
     for vf in sorted(card.vfs, key=lambda vf: (bool(vf.reserved), address_order(vf.address))):
-        why = QUARANTINED if vf.address in policy.quarantined else vf.obstacle
-        if because := policy.lost.get(vf.address):
-            why = f"it is lost: {because}"
-        if table.excludes(vf.address):
-            why = f"{vf.address} is {EXCLUDED}"
-        if vf.vm is not None or (not why and vf.group in groups):
-            why = "all are taken"
+        why = bar = _find_bar(vf, policy, table)
+        if vf.vm is not None and not bar:
+            room.kept_by[vf.address] = vf.vm
+        if not bar:
+            is_taken = vf.vm is not None or (not vf.obstacle and vf.group in groups)
+            why = "all are taken" if is_taken else vf.obstacle
         if why:
             reasons.append(why)
         else:
@@ -115,11 +118,23 @@ def _make_room(card: NetworkCard, policy: Policy, table: PolicyTable) -> _Room:
     return room
 
 
+def _find_bar(vf: NetworkVf, policy: Policy, table: PolicyTable) -> str:
+    """Return why a function goes to nobody, nor back to a VM that had it and does not run."""
+    if table.excludes(vf.address):
+        return f"{vf.address} is {EXCLUDED}"
+    if because := policy.lost.get(vf.address):
+        return f"it is lost: {because}"
+    return QUARANTINED if vf.address in policy.quarantined else ""
+
+
 def _keep(request: NetworkRequest, rooms: list[_Room], had: str | None) -> NetworkChoice | None:
     """Return the function that an entry had, if it is there still and suits."""
+    name = request.place[0]
     for room in rooms:
         for vf in room.card.vfs:
-            if vf.address == had and vf.vm == request.place[0] and _is_named(request, room, vf):
+            if vf.address != had or vf.vm != name or not _is_named(request, room, vf):
+                continue
+            if request.in_use or room.kept_by.get(vf.address) == name:
                 return evolve(_choose(request, room, vf), kept=True)
     return None
 

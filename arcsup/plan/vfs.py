@@ -51,10 +51,14 @@ class LeaveVfs:
 
 @frozen
 class SetQuota:
-    """Let the virtual functions of a card use so much each; None: what they had before arcsup."""
+    """Let the virtual functions of a card use so much each; None: what they had before arcsup.
+
+    Those in ``excluded``, by address, are left as they are.
+    """
 
     address: str
     quota: VfQuota | None
+    excluded: frozenset[str] = frozenset()
 
     def __str__(self) -> str:
         return "what its virtual functions may use is being set"
@@ -93,11 +97,11 @@ def _plan(
         entry = find_entry(card, table)
         if entry is not None and entry.exclude:
             continue
-        quota = _plan_quota(card, entry, users, quotas)
-        excluded = next((vf.address for vf in card.vfs if table.excludes(vf.address)), "")
+        excluded = [vf.address for vf in card.vfs if table.excludes(vf.address)]
+        quota = _plan_quota(card, entry, users, quotas, frozenset(excluded))
         if excluded and entry is not None and entry.vfs not in (None, len(card.vfs)):
             # All of them go when their number changes.
-            because = f"{excluded} is excluded: it keeps its {len(card.vfs)} virtual functions"
+            because = f"{excluded[0]} is excluded: it keeps its {len(card.vfs)} virtual functions"
             yield LeaveVfs(card.address, because)
         elif entry is None:
             if quota is not None:
@@ -153,10 +157,11 @@ def _plan_quota(
     entry: CardPolicy | None,
     users: Mapping[str, str],
     quotas: Mapping[str, VfQuota | None],
+    excluded: frozenset[str],
 ) -> SetQuota | LeaveVfs | None:
     """Return what is to be done about what virtual functions may use; None where nothing is."""
     address, wanted = card.address, entry.vf_quota if entry is not None else None
-    if not isinstance(card, Card) or not card.vfs:
+    if not isinstance(card, Card) or len(card.vfs) == len(excluded):
         return None
     if wanted is None and address not in quotas:
         return None
@@ -168,7 +173,7 @@ def _plan_quota(
         # xe does not change the memory of a function that runs.
         because = f"{users[address]} uses it: its quotas stay as they are until then"
         return LeaveVfs(address, because)
-    return SetQuota(address, wanted)
+    return SetQuota(address, wanted, excluded)
 
 
 def _can_be_mixed(card: Card | NetworkCard) -> bool:
