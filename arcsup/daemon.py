@@ -185,6 +185,7 @@ def _open_workshop(
         control_groups=choose_control_groups(system=places.system),
         image_folders=config.image_dirs,
         iommufd=config.iommufd,
+        usb=config.usb,
         boot_id=str(boot_id()),
         records=RecordStore(places.state / "vms"),
         tell=tell,

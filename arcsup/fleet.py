@@ -43,6 +43,7 @@ from arcsup.vm.live_gpus import wants_change
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.record import WHAT_TO_DO, Record, Source
 from arcsup.vm.strays import describe_holder, find_holders, is_held
+from arcsup.vm.usb import UsbRequests, find_usb_awaited
 
 
 @frozen
@@ -94,6 +95,8 @@ class Fleet:
     memory: Callable[[], MiB | None] = observe_available_memory
     """What the host can still give."""
     real_paths: RealPaths = field(factory=RealPaths)
+    usb_awaited: dict[UsbRequests, str] = field(factory=dict)
+    """Why VMs that are to run cannot have the USB devices that they ask for, "" where they can."""
     _last_good: dict[VmName, Vm] = field(factory=dict)
     _named: frozenset[VmName] | None = None
     """The VMs that files ask for; None while the directory cannot be believed: then all stay."""
@@ -349,13 +352,31 @@ class Fleet:
             and not self.allocation.awaited_by(vm.name)
         )
 
+    async def observe_usb(self, *, anew: bool) -> None:
+        """Look what keeps USB devices from VMs that are to run; ``anew``: though it is known."""
+        asking = {
+            vm.vm.usb
+            for vm in self.vms.values()
+            if vm.vm.usb and vm.phase is Phase.DOWN and self.is_to_run(vm)
+        }
+        known = {} if anew else self.usb_awaited
+        self.usb_awaited = {
+            requests: known[requests]
+            if requests in known
+            else await find_usb_awaited(requests, self.workshop)
+            for requests in asking
+        }
+
     def _find_awaited(self, vm: ManagedVm, strays: Sequence[ManagedVm]) -> str:
         return (
             vm.hindrance
             or self._find_holder(vm, strays)
             or self._find_stuck(vm)
-            or self.allocation.awaited_by(vm.name)
+            or "; ".join(filter(None, self._list_devices_lacking(vm)))
         )
+
+    def _list_devices_lacking(self, vm: ManagedVm) -> tuple[str, str]:
+        return self.allocation.awaited_by(vm.name), self.usb_awaited.get(vm.vm.usb, "")
 
     def _find_stuck(self, vm: ManagedVm) -> str:
         """Return which of its own slices is only half given back, "" if none."""

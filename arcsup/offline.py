@@ -126,6 +126,7 @@ async def _look_at_all(places: Places, config: Config) -> Fleet:
     await fleet.read_files()
     fleet.allocation.look.owners = fleet.slice_owners
     await fleet.allocation.observe()
+    await fleet.observe_usb(anew=True)
     return fleet
 
 
@@ -152,6 +153,7 @@ def _open_fleet(places: Places, config: Config) -> Fleet:
         became_ready=lambda _vm, _seconds: None,
         ended=_ended,
         device_failed=lambda _choice: None,
+        usb=config.usb,
     )
     return Fleet(workshop, Bell(), config.start_limit or default_start_slots(), allocation)
 

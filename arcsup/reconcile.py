@@ -129,7 +129,7 @@ class Reconciler:
         if self.reading is not None:
             self.reading.give_to(config.monitoring_group)
         workshop.accounts, workshop.image_folders = accounts, config.image_dirs
-        workshop.iommufd = config.iommufd
+        workshop.iommufd, workshop.usb = config.iommufd, config.usb
         self.resync = config.resync
         self.fleet.start_slots = config.start_limit or default_start_slots()
         self.fleet.allocation.policy = policy_of(config)
@@ -153,6 +153,7 @@ class Reconciler:
             self.files_read.set()
         if self.ending:
             return
+        await self.fleet.observe_usb(anew=not reasons or bool(reasons & _OF_DEVICES))
         view = await self._look_at_devices(reasons)
         for action in plan(view.wanted, view.seen, view.host, view.now):
             await self._carry_out(action)

@@ -47,7 +47,7 @@ def test_the_configuration_that_is_installed_says_the_defaults() -> None:
 
 def test_what_the_configuration_has_in_comments_can_be_uncommented() -> None:
     file = ROOT / "config" / "arcsup.yaml"
-    lines = file.read_text().replace("gpus: []", "gpus:").splitlines()
+    lines = file.read_text().replace("gpus: []", "gpus:").replace("usb: []", "usb:").splitlines()
     keys = [line[1:] if line.startswith("#") and _is_key(line) else line for line in lines]
 
     config = read_config("\n".join(keys), file)

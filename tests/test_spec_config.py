@@ -12,6 +12,7 @@ from arcsup.spec.config import (
     LogLevel,
     OnExit,
     Placement,
+    UsbPolicy,
     config_to_native,
     load_config,
     read_config,
@@ -40,6 +41,8 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         "gpus:\n  - {match: 0000:C1:00.0, exclude: true}\n"
         "  - {match: '*', vfs: 8, mixedSizes: true}\n"
         "  - {match: 8086, vfQuota: {vRam: 2GiB, execQuantum: 20ms, preemptTimeout: 1s}}\n"
+        "usb:\n  - {match: 046D:c52b, exclude: true}\n  - {match: 1-2.3, force: true}\n"
+        "  - {match: 0781}\n"
     )
 
     assert load_config(file) == Config(
@@ -65,6 +68,11 @@ def test_every_key_is_read(tmp_path: Path) -> None:
         Isolation.PER_VM,
         (Path("/srv/iso"),),
         iommufd=False,
+        usb=(
+            UsbPolicy("046d:c52b", exclude=True),
+            UsbPolicy("1-2.3", force=True),
+            UsbPolicy("0781"),
+        ),
     )
 
 
@@ -79,7 +87,14 @@ def test_a_configuration_is_written_in_the_files_own_keys() -> None:
         "startLimit": "auto",
         "placement": "pack",
         "gpus": [],
+        "usb": [],
     }
+
+
+@pytest.mark.parametrize("match", ["1-", "1-0", "0-1", "1-2:1.0", "usb1", "046d:c52b:1", "''"])
+def test_a_usb_device_that_cannot_be_is_a_fault(match: str) -> None:
+    with pytest.raises(SpecError, match=r"usb\[0\].match: .* expected \*, ids such as 046d:c52b"):
+        read_config(f"usb: [{{match: {match}}}]\n", FILE)
 
 
 def test_all_faults_are_told_at_once() -> None:

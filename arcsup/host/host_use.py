@@ -1,8 +1,9 @@
-"""What of the host uses a PCI function: asked before a driver is taken from it.
+"""What of the host uses a PCI function or a USB device: asked before a driver is taken from it.
 
 Nothing in the kernel refuses to take it away: NVIDIA's driver then sleeps until its last user has
 gone (nv_pci_remove_helper in nv-pci.c), others kill what uses the device. Sources: uevent's
-DEVNAME, proc_pid_fd(5), proc_pid_mountinfo(5), proc_swaps(5), sysfs-class-net (operstate), and
+DEVNAME, proc_pid_fd(5), proc_pid_mountinfo(5), proc_swaps(5), sysfs-class-net (operstate),
+Documentation/input/event-codes.rst (what a keyboard has), and
 /proc/driver/nvidia/gpus/ADDRESS/information of NVIDIA's driver.
 """
 
@@ -33,12 +34,20 @@ _DEVICES_DEEP = 12
 _USB = "0c03"
 
 
+_KEYS_OF_A_KEYBOARD = 0xFFFFFFFE
+"""Escape, the digits, and Q to D, bits 1 to 31 of its keys: by these udev tells keyboards, too
+(src/udev/udev-builtin-input_id.c, test_key)."""
+
+USB_DEVICES = "bus/usb/devices"
+
+
 @frozen
 class _Below:
-    """What the drivers have made below a function.
+    """What the drivers have made below a device.
 
     ``nodes`` are paths of device nodes; ``disks`` the kernel's names of disks and partitions, with
-    their numbers; ``inputs`` what a USB controller has of keyboards and the like.
+    their numbers; ``links`` and ``inputs`` what a USB device has of network interfaces, in words,
+    and of keyboards and the like; ``keyboards`` those of them that a person can type on.
     """
 
     nodes: set[str] = field(factory=set)
@@ -46,6 +55,7 @@ class _Below:
     held_disks: dict[str, str] = field(factory=dict)
     links: list[str] = field(factory=list)
     inputs: list[str] = field(factory=list)
+    keyboards: list[str] = field(factory=list)
 
 
 def find_host_use(
@@ -65,9 +75,12 @@ def find_host_use(
         driver = sysfs.link_name(f"{path}/driver")
         if driver is None or is_vfio_driver(sysfs, path, driver):
             continue
-        below = _look_below(sysfs, path)
+        is_usb = sysfs.hex_digits(f"{path}/class", 6).startswith(_USB)
+        below = _look_below(sysfs, path, is_usb=is_usb)
         if use := find_network_use(sysfs, path) or _used_by_kernel(below, proc):
             found[address] = use
+        elif below.inputs:
+            found[address] = f"has the host's input device {below.inputs[0]!r}"
         if driver == "nvidia" and proc is not None:
             below.nodes.update(_nvidia_nodes(proc, address))
         nodes |= dict.fromkeys(below.nodes, address)
@@ -75,6 +88,54 @@ def find_host_use(
         for address, use in _used_by_processes(nodes, proc).items():
             found.setdefault(address, use)
     return found
+
+
+def find_usb_use(
+    sysfs: Sysfs, names: Collection[str], *, proc: Path | None = PROC, sees_all: bool = True
+) -> dict[str, str]:
+    """Return what of the host uses these USB devices, as "is …" or "has …", by the kernel's name.
+
+    They are judged together: of two keyboards one can go, not both. ``proc`` is as above;
+    ``sees_all`` False is for who may look into some processes only, and counts on no others.
+    """
+    found: dict[str, str] = {}
+    nodes: dict[str, str] = {}
+    others = _find_other_keyboards(sysfs, names)
+    for name in names:
+        path = f"{USB_DEVICES}/{name}"
+        below = _look_below(sysfs, path, is_usb=True)
+        if use := _used_by_kernel(below, proc):
+            found[name] = use
+        elif below.keyboards and not others:
+            found[name] = f"has the host's only keyboard {below.keyboards[0]!r}"
+        if own := _DEVNAME.search(sysfs.text(f"{path}/uevent") or ""):
+            below.nodes.add(f"/dev/{own[1]}")
+        nodes |= dict.fromkeys(below.nodes, name)
+    if proc is not None:
+        for name, use in _used_by_processes(nodes, proc, sees_all=sees_all).items():
+            found.setdefault(name, use)
+    return found
+
+
+def _find_other_keyboards(sysfs: Sysfs, names: Iterable[str]) -> bool:
+    """Tell whether the host has a keyboard that is at none of these USB devices."""
+    ours = [f"{real}/" for name in names if (real := sysfs.real(f"{USB_DEVICES}/{name}"))]
+    for name in sysfs.names("class/input"):
+        real = sysfs.real(f"class/input/{name}")
+        if real is None or not name.startswith("input") or not _is_keyboard(sysfs, real):
+            continue
+        # What a program makes (uinput) has no keys that anybody could press.
+        if not real.startswith(("devices/virtual/input/", *ours)):
+            return True
+    return False
+
+
+def _is_keyboard(sysfs: Sysfs, device: str) -> bool:
+    lowest = (sysfs.text(f"{device}/capabilities/key") or "0").rpartition(" ")[2]
+    try:
+        return int(lowest, 16) & _KEYS_OF_A_KEYBOARD == _KEYS_OF_A_KEYBOARD
+    except ValueError:
+        return False
 
 
 def find_network_use(sysfs: Sysfs, path: str) -> str:
@@ -92,9 +153,8 @@ def find_network_use(sysfs: Sysfs, path: str) -> str:
     return ""
 
 
-def _look_below(sysfs: Sysfs, path: str) -> _Below:
+def _look_below(sysfs: Sysfs, path: str, *, is_usb: bool) -> _Below:
     below = _Below()
-    is_usb = sysfs.hex_digits(f"{path}/class", 6).startswith(_USB)
     for device in _devices_below(sysfs.real(path) or path, sysfs):
         parts = device.split("/")
         kind, name = parts[-2], parts[-1]
@@ -105,9 +165,15 @@ def _look_below(sysfs: Sysfs, path: str) -> _Below:
             if holders := sysfs.names(f"{device}/holders"):
                 below.held_disks[name] = holders[0]
         if kind == "net" and is_usb and sysfs.text(f"{device}/operstate") not in (None, "down"):
-            below.links.append(name)
+            below.links.append(f"the host's network interface {name}")
+        if name == "net" and is_usb and not sysfs.names(device):
+            # See ``find_network_use``.
+            below.links.append("its network interface in another network namespace")
         if kind == "input" and is_usb and name.startswith("input"):
-            below.inputs.append(sysfs.text(f"{device}/name") or name)
+            what = sysfs.text(f"{device}/name") or name
+            below.inputs.append(what)
+            if _is_keyboard(sysfs, device):
+                below.keyboards.append(what)
         if node is not None and not _WATCHED_BY_ALL.match(node[1]):
             below.nodes.add(f"/dev/{node[1]}")
         elif kind == "drm" and _DRM.fullmatch(name):
@@ -127,9 +193,7 @@ def _devices_below(top: str, sysfs: Sysfs) -> Iterator[str]:
 def _used_by_kernel(below: _Below, proc: Path | None) -> str:
     """Return what uses a function without having a file of it open."""
     if below.links:
-        return f"has the host's network interface {below.links[0]}"
-    if below.inputs:
-        return f"has the host's input device {below.inputs[0]!r}"
+        return f"has {below.links[0]}"
     for disk, holder in below.held_disks.items():
         return f"has the disk {disk}, which {holder} is made of"
     if proc is None or not below.disks:
@@ -171,8 +235,10 @@ def _nvidia_nodes(proc: Path, address: str) -> Iterator[str]:
         yield f"/dev/nvidia{match[1]}"
 
 
-def _used_by_processes(nodes: dict[str, str], proc: Path) -> dict[str, str]:
-    """Return in words by which processes functions are used; ``nodes`` is node -> address."""
+def _used_by_processes(
+    nodes: dict[str, str], proc: Path, *, sees_all: bool = True
+) -> dict[str, str]:
+    """Return in words by which processes devices are used; ``nodes`` is node -> address."""
     if not nodes:
         return {}
     users: dict[str, dict[int, str]] = {}
@@ -186,7 +252,7 @@ def _used_by_processes(nodes: dict[str, str], proc: Path) -> dict[str, str]:
 
     unseen = visit_open_files(proc, visit)
     found = {address: _describe(by_pid, proc) for address, by_pid in users.items()}
-    if unseen:
+    if unseen and sees_all:
         who = describe_process(unseen[0], proc)
         for address in nodes.values():
             found.setdefault(address, f"may be used by {who}, which may not be looked into")

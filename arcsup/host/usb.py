@@ -1,36 +1,40 @@
-"""The nodes of the host's USB devices that VMs ask for.
+"""The host's USB devices that VMs can ask for.
 
 Source: Documentation/ABI/testing/sysfs-bus-usb; the node is /dev/bus/usb/BUS/DEVICE, both with
 three digits (drivers/usb/core/usb.c, usb_devnode).
 """
 
-from collections.abc import Iterator
-from pathlib import Path
-
+from arcsup.host.host_use import USB_DEVICES
 from arcsup.host.sysfs import Sysfs
-from arcsup.model import UsbByPort, UsbByProduct
+from arcsup.plan.usb import UsbDevice
 
-_DEVICES = "bus/usb/devices"
+_HUB = "09"
+_IDS = ("idVendor", "idProduct")
 
 
-def find_usb_nodes(
-    wanted: tuple[UsbByProduct | UsbByPort, ...], sysfs: Sysfs, dev: Path = Path("/dev")
-) -> Iterator[tuple[int, Path]]:
-    """Yield the nodes of what is plugged in now, each with the index of who asks for it."""
-    for name in sysfs.names(_DEVICES) if wanted else ():
-        device = f"{_DEVICES}/{name}"
-        bus, number = sysfs.count(f"{device}/busnum"), sysfs.count(f"{device}/devnum")
+def observe_usb(sysfs: Sysfs) -> tuple[UsbDevice, ...]:
+    """Return what is plugged in now, without hubs.
+
+    QEMU gives a guest none (hw/usb/host-libusb.c, usb_host_auto_check), and who has a hub's node
+    can switch off what hangs on it.
+    """
+    found = []
+    for name in sysfs.names(USB_DEVICES):
+        path = f"{USB_DEVICES}/{name}"
+        bus, number = sysfs.count(f"{path}/busnum"), sysfs.count(f"{path}/devnum")
         # Interfaces ("1-2:1.0") have neither.
-        if bus is None or number is None:
+        if bus is None or number is None or sysfs.text(f"{path}/bDeviceClass") == _HUB:
             continue
-        for index, request in enumerate(wanted):
-            if _is_meant(request, device, sysfs):
-                yield index, dev / f"bus/usb/{bus:03}/{number:03}"
-
-
-def _is_meant(request: UsbByProduct | UsbByPort, device: str, sysfs: Sysfs) -> bool:
-    if isinstance(request, UsbByPort):
-        port = sysfs.text(f"{device}/devpath")
-        return (sysfs.count(f"{device}/busnum"), port) == (request.bus, request.port)
-    ids = [sysfs.hex_digits(f"{device}/{which}", 4) for which in ("idVendor", "idProduct")]
-    return ids == [f"{request.vendor:04x}", f"{request.product:04x}"]
+        vendor, product = (sysfs.hex_digits(f"{path}/{file}", 4) for file in _IDS)
+        found.append(
+            UsbDevice(
+                name=name,
+                vendor=vendor,
+                product=product,
+                bus=bus,
+                port=sysfs.text(f"{path}/devpath") or "",
+                node=f"/dev/bus/usb/{bus:03}/{number:03}",
+                title=sysfs.text(f"{path}/product") or "",
+            )
+        )
+    return tuple(found)

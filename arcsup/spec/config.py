@@ -1,5 +1,6 @@
 """The daemon's configuration, arcsup.yaml: the same reader, the same faults as a VM file."""
 
+import re
 from enum import StrEnum
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from arcsup.model import Seconds
 from arcsup.spec.codec import Choice, Flag, Items, Json, Number, Text, Token
 from arcsup.spec.faults import Problems, error_of, place
 from arcsup.spec.nodes import compose
+from arcsup.spec.rules import USB_PORT, parse_usb_port
 from arcsup.spec.struct import Key, Struct, Words
 from arcsup.spec.tables import DURATION_TOKEN, SIZE_TOKEN
 from arcsup.spec.units import (
@@ -73,6 +75,18 @@ class GpuPolicy:
 
 
 @frozen
+class UsbPolicy:
+    """What may be done with the USB devices that ``match``: VENDOR[:PRODUCT], BUS-PORT, ``*``.
+
+    No VM gets those that are excluded; ``force`` gives them though the host uses them.
+    """
+
+    match: str
+    exclude: bool = False
+    force: bool = False
+
+
+@frozen
 class Config:
     """The daemon's configuration. A directory that is None has the place's own default.
 
@@ -103,6 +117,26 @@ class Config:
     isolation: Isolation = Isolation.SHARED
     image_dirs: tuple[Path, ...] = ()
     iommufd: bool = True
+    usb: tuple[UsbPolicy, ...] = ()
+
+
+def _parse_usb_match(text: str) -> str:
+    bus, dash, port = text.partition("-")
+    if text == "*":
+        return text
+    try:
+        if not dash:
+            return _parse_ids(text)
+        if re.fullmatch(r"[1-9][0-9]{0,2}", bus):
+            return f"{bus}-{parse_usb_port(port)}"
+    except ValueError:
+        pass
+    raise ValueError("expected *, ids such as 046d:c52b, or BUS-PORT such as 1-2.3")
+
+
+def _parse_ids(text: str) -> str:
+    vendor, colon, device = text.partition(":")
+    return ":".join([parse_device_id(vendor), *([parse_device_id(device)] if colon else [])])
 
 
 def _parse_match(text: str) -> str:
@@ -111,12 +145,10 @@ def _parse_match(text: str) -> str:
     try:
         return parse_pci_address(text)
     except ValueError:
-        vendor, colon, device = text.partition(":")
         try:
-            ids = [parse_device_id(vendor), *([parse_device_id(device)] if colon else [])]
+            return _parse_ids(text)
         except ValueError:
             raise ValueError("expected *, a PCI address, or ids such as 10de:2230") from None
-        return ":".join(ids)
 
 
 def _parse_directory(text: str) -> Path:
@@ -198,6 +230,25 @@ GPU_POLICY = Struct(
     ),
 )
 
+USB_POLICY = Struct(
+    UsbPolicy,
+    (
+        Key(
+            "match",
+            Token(
+                "VENDOR[:PRODUCT], BUS-PORT or *",
+                rf"\*|{HEX_ID}(:{HEX_ID})?|[1-9][0-9]{{0,2}}-{USB_PORT}",
+                _parse_usb_match,
+                number=True,
+            ),
+            "which USB devices: ids such as `046d:c52b`, a place such as `1-2.3`, or `*`",
+            required=True,
+        ),
+        Key("exclude", Flag(), "never give them to a VM"),
+        Key("force", Flag(), "give them though the host uses them"),
+    ),
+)
+
 CONFIG = Struct(
     Config,
     (
@@ -243,6 +294,7 @@ CONFIG = Struct(
         ),
         Key("placement", Choice(Placement), "take slices from the fullest or the emptiest card"),
         Key("gpus", Items(GPU_POLICY), "what may be done with which GPUs; the first match counts"),
+        Key("usb", Items(USB_POLICY), "which USB devices VMs may have; the first match counts"),
     ),
 )
 

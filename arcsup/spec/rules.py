@@ -37,9 +37,12 @@ SMALLEST_HUGE_PAGE = 2
 HOOK_KEYS = ("preStart", "postStart", "preStop", "postStop")
 
 
+USB_PORT = r"[1-9][0-9]{0,2}(\.[1-9][0-9]{0,2}){0,6}"
+
+
 def parse_usb_port(text: str) -> str:
     """Return the path of a USB port, at most seven hubs deep as the USB standard allows."""
-    if re.fullmatch(r"[1-9][0-9]{0,2}(\.[1-9][0-9]{0,2}){0,6}", text) is None:
+    if re.fullmatch(USB_PORT, text) is None:
         raise ValueError("expected a port such as 2 or 1.2")
     return text
 

@@ -234,7 +234,7 @@ USB_BY_PORT = Struct(
             "port",
             Token(
                 "a port such as 1.2",
-                r"[1-9][0-9]{0,2}(\.[1-9][0-9]{0,2}){0,6}",
+                rules.USB_PORT,
                 rules.parse_usb_port,
                 number=True,
             ),

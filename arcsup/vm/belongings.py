@@ -18,10 +18,10 @@ from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.trust import find_distrust
-from arcsup.host.usb import find_usb_nodes
 from arcsup.host.vfio_nodes import find_nodes
 from arcsup.model import DiskFormat, Vm, VmName
 from arcsup.places import Places
+from arcsup.plan.usb import UsbDevice
 from arcsup.vm.commandline import CONSOLE_LOG, Sockets
 from arcsup.vm.disks import resolve_image
 from arcsup.vm.loans import Access, Loan, Terms, WantedFile, find_loans, lend, put_back
@@ -33,6 +33,7 @@ from arcsup.vm.resources import Needs
 from arcsup.vm.shares import check_share, find_reach
 from arcsup.vm.sockets import Listener
 from arcsup.vm.tpm import TPM_LOG, tpm_folder
+from arcsup.vm.usb import find_usb
 
 
 async def choose_account(vm: ManagedVm, workshop: Workshop, launch: Launch) -> Launch:
@@ -130,12 +131,15 @@ async def lend_belongings(
 ) -> bool:
     """Give a VM's user what its QEMU opens by name; return whether it can have its own /tmp.
 
-    Raises Terminal for what it may not have.
+    Raises Terminal for what it may not have, DeviceTrouble for a USB device that it cannot have
+    now.
     """
     places = workshop.places
+    # Once more: what came or was put to use since the start began is not given either.
+    usb = await find_usb(needs.vm, workshop)
     wanted = [
         *_find_images(vm.running or vm.vm, needs, places),
-        *_find_own_files(vm, places, needs),
+        *_find_own_files(vm, places, needs, usb),
     ]
     for log in (CONSOLE_LOG, *([TPM_LOG] if needs.vm.tpm else [])):
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -250,7 +254,9 @@ def _read_only(
     return WantedFile(what, path, Access.READ, is_qcow2=is_qcow2, bases=bases)
 
 
-def _find_own_files(vm: ManagedVm, places: Places, needs: Needs) -> Iterator[WantedFile]:
+def _find_own_files(
+    vm: ManagedVm, places: Places, needs: Needs, usb: Iterable[tuple[int, UsbDevice]]
+) -> Iterator[WantedFile]:
     def own(what: str, path: Path) -> WantedFile:
         return WantedFile(what, path, Access.OWN, own_file=True)
 
@@ -268,5 +274,5 @@ def _find_own_files(vm: ManagedVm, places: Places, needs: Needs) -> Iterator[Wan
     for owned in vm.record.slices:
         for node in find_nodes(owned, sysfs, iommufd=needs.resources.iommufd is not None):
             yield own(owned.asked_by, node)
-    for index, node in find_usb_nodes(needs.vm.usb, sysfs):
-        yield own(f"usb[{index}]", node)
+    for index, device in usb:
+        yield own(f"usb[{index}]", Path(device.node))

@@ -66,6 +66,7 @@ from arcsup.vm.sockets import Listener, listen_unix
 from arcsup.vm.strays import vm_lock
 from arcsup.vm.taps import Tap, open_tap
 from arcsup.vm.tpm import HelperCommand
+from arcsup.vm.usb import find_usb
 from arcsup.vm.viewer import give_display
 
 HALTED = ("-S",)
@@ -91,6 +92,7 @@ async def _start_locked(vm: ManagedVm, workshop: Workshop, lock: Sequence[int]) 
     places.log_of(vm.name).mkdir(mode=0o750, parents=True, exist_ok=True)
     await run_hooks(vm, workshop, "preStart")
     by_iommufd = workshop.iommufd and await can_use_iommufd(vm.running, places)
+    await find_usb(vm.running, workshop)  # Before anything is made for it.
     slices = await take_slices(vm, workshop, iommufd=by_iommufd)
     launch = await choose_account(vm, workshop, launch)
     account = launch.account

@@ -22,6 +22,7 @@ from arcsup.model import Condition, LastExit, Vm, VmName
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Evidence, Phase, Step, advance
 from arcsup.plan.mode import NORMAL, in_mode
+from arcsup.plan.usb import UsbPolicy
 from arcsup.spec.native import vm_to_native
 from arcsup.vm.process import Process
 from arcsup.vm.qmp import Qmp
@@ -75,6 +76,8 @@ class Workshop:
     """Where images may be beside the images directory itself."""
     iommufd: bool = True
     """Devices go by iommufd where that can be."""
+    usb: tuple[UsbPolicy, ...] = ()
+    """Which USB devices of the host may be given to VMs."""
 
     @property
     def shares_user(self) -> bool:
