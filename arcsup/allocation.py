@@ -81,7 +81,7 @@ class Allocation:
     """Cards that could not be put in mixed-size mode."""
     strikes: dict[str, int] = field(factory=dict)
     used: Mapping[str, str] = field(factory=dict)
-    """What of the host uses a card or what goes along with it, by card."""
+    """What of the host uses cards and what goes along with them, by function."""
     losses: Losses = field(
         default=Factory(lambda it: Losses(it.look.sysfs), takes_self=True), kw_only=True
     )

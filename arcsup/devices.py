@@ -80,7 +80,8 @@ class Function:
     """A PCI function that can be handed out: a VF of a card, or a companion of it.
 
     ``blockers`` say, one sentence each, which other members keep its group from being viable.
-    ``vram_mib`` is a VF's own share of the card's video memory, None where nothing tells.
+    ``vram_mib`` is a VF's own share of the card's video memory, None where nothing tells;
+    ``pci_class`` six hex digits, "" where it was not told.
     """
 
     address: str
@@ -89,6 +90,7 @@ class Function:
     path: str
     blockers: tuple[str, ...] = ()
     vram_mib: MiB | None = None
+    pci_class: str = ""
 
 
 @frozen
@@ -123,7 +125,8 @@ class Card:
     ``vfs_total`` is 0 for a card without SR-IOV; ``vf_type`` is what its driver calls its VFs, ""
     where it has no name for them. ``why`` says why a card is not ``usable``, or
     what is odd about one that is ("" when nothing is). ``boot_vga``: the firmware showed the host's
-    start on it.
+    start on it. ``companions`` go along with the whole card; ``staying`` are such functions of it
+    that cannot, and their ``blockers`` say why.
     """
 
     address: str
@@ -151,6 +154,7 @@ class Card:
     usable: bool = True
     why: str = ""
     subsystem_name: str = ""
+    staying: tuple[Function, ...] = ()
 
 
 @frozen

@@ -69,7 +69,7 @@ class DeviceLook:
         return evolve(self.last, stale=True, faults=(*self.last.faults, stuck))
 
     async def find_use(self, inventory: Inventory) -> Mapping[str, str]:
-        """Return what of the host uses the cards that can be handed out whole, by card.
+        """Return what of the host uses the functions of cards that can be handed out whole.
 
         Nothing where the kernel does not answer: who takes a card looks again.
         """
@@ -81,17 +81,11 @@ class DeviceLook:
         return {}
 
     def _find_use(self, cards: list[Card]) -> dict[str, str]:
-        along = {card.address: [card.address, *(it.address for it in card.companions)]
-                 for card in cards}  # fmt: skip
-        functions = [address for addresses in along.values() for address in addresses]
+        companions = [it.address for card in cards for it in card.companions]
+        functions = [*(card.address for card in cards), *companions]
         # The processes of this host have nothing of another's tree open.
         proc = PROC if self.sysfs.resolve() == Path("/sys") else None
-        used = find_host_use(Sysfs(self.sysfs), functions, proc=proc)
-        return {
-            card: "; ".join(f"{it} {used[it]}" for it in addresses if it in used)
-            for card, addresses in along.items()
-            if any(it in used for it in addresses)
-        }
+        return find_host_use(Sysfs(self.sysfs), functions, proc=proc)
 
     def _mark(self, inventory: Inventory) -> Inventory:
         return mark_cards(

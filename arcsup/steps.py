@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 
-from arcsup.devices import Backend
+from arcsup.devices import Backend, Card
 from arcsup.fleet import Fleet, View
 from arcsup.model import Step, VmName
 from arcsup.plan.assignment import Choice, Refusal
+from arcsup.plan.functions import describe_function
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.network_vfs import NetworkChoice
 from arcsup.plan.plan import (
@@ -52,18 +53,28 @@ def _takes(fleet: Fleet, name: VmName) -> Iterator[Step]:
             yield Step("omit", what, str(outcome))
         elif not outcome.exists:
             makes = outcome.backend in (Backend.MDEV, Backend.VENDOR_VFIO)
-            yield Step(
-                "make" if makes else "bind", _describe(outcome), f"{what}: {_because(outcome)}"
-            )
+            because = f"{what}: {_because(fleet, outcome)}"
+            yield Step("make" if makes else "bind", _describe(outcome), because)
     for (owner, number), chosen in fleet.allocation.networks.items():
         if owner == name and isinstance(chosen, NetworkChoice) and not chosen.kept:
             yield Step("bind", chosen.vf, f"networks[{number}] of {name}")
 
 
-def _because(choice: Choice) -> str:
-    along = f"; along with it go {', '.join(choice.companions)}" if choice.companions else ""
-    force = "; whatever of the host uses it (force)" if choice.force else ""
-    return f"{choice.because}{along}{force}"
+def _because(fleet: Fleet, choice: Choice) -> str:
+    card = _find_card(fleet, choice.card) if choice.backend is Backend.PASSTHROUGH else None
+    told = {it.address: describe_function(it) for it in card.companions} if card else {}
+    along = ", ".join(told.get(address, address) for address in choice.companions)
+    words = [choice.because, *([f"along with it go {along}"] if along else [])]
+    words += [
+        f"{describe_function(function)} stays: {', '.join(function.blockers)}"
+        for function in (card.staying if card else ())
+    ]
+    return "; ".join([*words, *(["whatever of the host uses it (force)"] if choice.force else [])])
+
+
+def _find_card(fleet: Fleet, address: str) -> Card | None:
+    cards = fleet.allocation.inventory.cards if fleet.allocation.inventory else ()
+    return next((card for card in cards if card.address == address), None)
 
 
 def _describe(choice: Choice) -> str:

@@ -96,6 +96,17 @@ def test_a_slice_is_usable_once_all_its_functions_are_bound(tmp_path: Path) -> N
     )
 
 
+def test_a_companion_in_a_group_of_its_own_is_usable_when_that_group_is(tmp_path: Path) -> None:
+    tree, sysfs = Tree(tmp_path), Sysfs(tmp_path)
+    tree.populate_pci(CARD, driver="vfio-pci", group=7)
+    tree.populate_pci(AUDIO, pci_class="0x040300", driver="vfio-pci", group=8)
+    assert binding_obstacle(owned(CARD, AUDIO), sysfs) == ""
+    tree.populate_pci(OTHER, pci_class="0x0c0330", driver="xhci_hcd", group=8)
+    assert binding_obstacle(owned(CARD, AUDIO), sysfs) == (
+        f"IOMMU group 8: {OTHER} is in use by the host's driver xhci_hcd"
+    )
+
+
 @pytest.mark.parametrize(
     ("boot", "because"),
     [

@@ -346,8 +346,10 @@ def test_companions_in_its_group_go_with_the_card(tree: Tree) -> None:
     for number, pci_class in [(1, "0x040300"), (2, "0x0c0330"), (3, "0x0c8000"), (4, "0x010601")]:
         address = f"0000:41:00.{number}"
         tree.populate_pci(address, pci_class=pci_class, driver=f"driver{number}", group=1)
-    tree.populate_pci("0000:41:00.5", pci_class="0x040300", driver="snd", group=2)
+    sound = "0000:41:00.5"
+    tree.populate_pci(sound, pci_class="0x040300", ids="1022:15e3", driver="snd", group=2)
     card = card_of(look(tree))
+    assert card.staying == (), "the processor's own sound in the slot is none of the card's"
     assert [companion.address for companion in card.companions] == [
         "0000:41:00.1",
         "0000:41:00.2",
@@ -357,6 +359,37 @@ def test_companions_in_its_group_go_with_the_card(tree: Tree) -> None:
     assert card.group.blockers == ("0000:41:00.4 is in use by the host's driver driver4",)
     assert not card.usable
     assert "IOMMU group 1: 0000:41:00.4 is in use" in card.why
+
+
+AUDIO = "0000:41:00.1"
+
+
+@pytest.mark.parametrize(
+    ("group", "other", "why"),
+    [
+        (2, None, ""),
+        (2, ("0x060400", "pcieport"), ""),
+        (
+            2,
+            ("0x010802", "nvme"),
+            "IOMMU group 2: 0000:40:00.0 is in use by the host's driver nvme",
+        ),
+        (2, ("0x030000", None), "IOMMU group 2 has 0000:40:00.0 beside it"),
+        (None, None, "it has no IOMMU group"),
+    ],
+)
+def test_the_cards_sound_in_a_group_of_its_own_goes_along_or_is_told_to_stay(
+    tree: Tree, group: int | None, other: tuple[str, str | None] | None, why: str
+) -> None:
+    tree.populate_pci(CARD, driver="nvidia", group=1)
+    tree.populate_pci(AUDIO, pci_class="0x040300", driver="snd_hda_intel", group=group)
+    if other is not None:
+        tree.populate_pci("0000:40:00.0", pci_class=other[0], driver=other[1], group=2)
+    card = card_of(look(tree))
+    assert card.usable
+    goes, stays = ([it.address for it in found] for found in (card.companions, card.staying))
+    assert (goes, stays) == (([], [AUDIO]) if why else ([AUDIO], []))
+    assert [it.blockers for it in card.staying] == ([(why,)] if why else [])
 
 
 @pytest.mark.parametrize(

@@ -166,12 +166,27 @@ def test_a_plan_names_what_goes_along_with_a_card_and_what_the_host_uses_of_it(
     first, *_ = plan_offline(host.places, Config())
     if state == "down":
         assert (first.verb, first.object) == ("bind", CARD)
-        assert first.because.endswith("; along with it go 0000:04:00.3")
+        assert first.because.endswith("; along with it go 0000:04:00.3 (USB controller)")
     else:
         assert (first.verb, first.object) == ("wait", "vm")
-        assert "0000:04:00.3 has the host's network interface enx0" in first.because
+        told = "0000:04:00.3 (USB controller) has the host's network interface enx0"
+        assert told in first.because
         forced = f"{{kind: passthrough, address: '{CARD}', force: true}}"
         host.drop("vm", f"memory: 64\ngpus: [{forced}]\n")
         first, *_ = plan_offline(host.places, Config())
         assert (first.verb, first.object) == ("bind", CARD)
         assert first.because.endswith("; whatever of the host uses it (force)")
+
+
+def test_a_plan_says_what_of_a_card_stays_with_the_host_and_why(tmp_path: Path) -> None:
+    host = SmallHost(tmp_path)
+    files = {"driver_override": "(null)\n"}
+    host.tree.populate_pci(CARD, driver="amdgpu", group=5, files=files)
+    host.tree.populate_pci("0000:04:00.1", pci_class="0x040300", group=6, files=files)
+    host.tree.populate_pci("0000:05:00.0", pci_class="0x010802", driver="nvme", group=6)
+    host.drop("vm", f"memory: 64\ngpus: [{{kind: passthrough, address: '{CARD}'}}]\n")
+    first, *_ = plan_offline(host.places, Config())
+    assert first.because.endswith(
+        "; 0000:04:00.1 (audio) stays: IOMMU group 6: 0000:05:00.0 is in use by the host's "
+        "driver nvme"
+    )

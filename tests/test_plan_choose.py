@@ -358,6 +358,19 @@ def test_a_card_is_not_taken_whole_when_what_goes_along_with_it_is_excluded() ->
         assert "0000:01:00.1, which goes along with it, is excluded" in str(refusal)
 
 
+def test_what_is_excluded_in_a_group_of_its_own_stays_and_the_card_is_taken_without_it() -> None:
+    audio = Function("0000:01:00.1", "snd_hda_intel", 8, "devices/audio")
+    card = evolve(a6000(), companions=(audio,))
+    excluded = (GpuPolicy(audio.address, exclude=True),)
+    used = {audio.address: "is used by process 9 (mpv)"}
+    asked = vm(A, GpuRequest(kind=GpuKind.PASSTHROUGH))
+
+    assert chosen(choose((card,), asked)[A, 0]).companions == (audio.address,)
+    assert "mpv" in str(refused(choose((card,), asked, policy=Policy(used=used))[A, 0]))
+    taken = choose((card,), asked, policy=Policy(cards=excluded, used=used))
+    assert chosen(taken[A, 0]).companions == ()
+
+
 def with_memory(card: Card, *sizes: int | None) -> Card:
     """Return a card of which each virtual function has so many MiB."""
     vfs = (
@@ -605,7 +618,7 @@ def test_what_a_start_under_way_is_about_to_take_is_nobody_elses(optional: bool)
 
 
 def test_an_idle_card_is_taken_and_one_that_the_host_uses_only_by_force() -> None:
-    policy = Policy(used={FIRST: f"{FIRST} is used by process 4711 (Xorg) through /dev/dri/card0"})
+    policy = Policy(used={FIRST: "is used by process 4711 (Xorg) through /dev/dri/card0"})
     cards = [a6000(FIRST), evolve(a6000(SECOND), group=IommuGroup(8, (SECOND,)))]
     whole = GpuRequest(kind=GpuKind.PASSTHROUGH)
     named = evolve(whole, address=PciAddress(FIRST))

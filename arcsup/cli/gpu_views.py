@@ -11,6 +11,7 @@ from arcsup.control.shapes import (
     GpuTypeJson,
     InventoryJson,
 )
+from arcsup.plan.functions import describe_class
 
 _LABEL_WIDTH = 12
 _NO_NODE = 1 << 30
@@ -104,6 +105,7 @@ def _describe(card: GpuJson) -> list[tuple[str, str]]:
         lines.append(("VFs", f"{number}, {kind}" if kind else number))
     lines += _label("", [_describe_function(vf) for vf in card["vfs"].get("functions", ())])
     lines += _label("Companions", [_describe_function(each) for each in card.get("companions", ())])
+    lines += _label("Staying", [_describe_function(each) for each in card.get("staying", ())])
     lines += _label("Types", [_describe_type(kind) for kind in card["types"]])
     lines += _label("Slices", [_describe_slice(piece) for piece in card["slices"]])
     return lines
@@ -123,7 +125,8 @@ def _label(label: str, texts: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _describe_function(function: FunctionJson) -> str:
-    words = [function["address"], function["driver"] or "no driver"]
+    kind = describe_class(function.get("class", ""))
+    words = [function["address"], *([kind] if kind else []), function["driver"] or "no driver"]
     words += [] if function["iommuGroup"] is None else [f"group {function['iommuGroup']}"]
     return ", ".join([*words, *function["blockers"]])
 

@@ -82,6 +82,7 @@ def view_card(card: Card) -> GpuJson:
             "functions": [_view_function(function) for function in card.vfs],
         },
         "companions": [_view_function(function) for function in card.companions],
+        "staying": [_view_function(function) for function in card.staying],
         "resetMethods": list(card.reset_methods),
         "bootVga": card.boot_vga,
         "inUseByHost": card.in_use_by_host,
@@ -184,6 +185,7 @@ def _view_function(function: Function) -> FunctionJson:
         "path": function.path,
         "blockers": list(function.blockers),
         "vramMiB": function.vram_mib,
+        "class": function.pci_class,
     }
 
 

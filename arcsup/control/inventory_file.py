@@ -163,6 +163,7 @@ def _to_card(data: GpuJson, where: str) -> Card:
         vfs=tuple(_to_function(function) for function in data["vfs"].get("functions", ())),
         vf_type=data["vfs"].get("type", ""),
         companions=tuple(_to_function(function) for function in data.get("companions", ())),
+        staying=tuple(_to_function(function) for function in data.get("staying", ())),
         reset_methods=tuple(data.get("resetMethods", ())),
         boot_vga=data.get("bootVga", False),
         in_use_by_host=data.get("inUseByHost", ""),
@@ -218,6 +219,7 @@ def _to_function(data: FunctionJson) -> Function:
         path=data["path"],
         blockers=tuple(data["blockers"]),
         vram_mib=_to_mib(data.get("vramMiB")),
+        pci_class=data.get("class", ""),
     )
 
 

@@ -253,15 +253,19 @@ class GpuSliceJson(TypedDict):
     vramMiB: NotRequired[int | None]
 
 
-class FunctionJson(TypedDict):
-    """A PCI function beside the card's own; ``blockers`` keep its group from being handed out."""
-
-    address: str
-    driver: str | None
-    iommuGroup: int | None
-    path: str
-    blockers: list[str]
-    vramMiB: NotRequired[int | None]
+FunctionJson = TypedDict(
+    "FunctionJson",
+    {
+        "address": str,
+        "driver": str | None,
+        "iommuGroup": int | None,
+        "path": str,
+        "blockers": list[str],
+        "vramMiB": NotRequired[int | None],
+        "class": NotRequired[str],
+    },
+)
+"""A PCI function beside the card's own; ``blockers`` keep its group from being handed out."""
 
 
 class GroupJson(TypedDict):
@@ -308,6 +312,7 @@ GpuJson = TypedDict(
         "localCpus": NotRequired[str],
         "group": NotRequired[GroupJson | None],
         "companions": NotRequired[list[FunctionJson]],
+        "staying": NotRequired[list[FunctionJson]],
         "resetMethods": NotRequired[list[str]],
         "bootVga": NotRequired[bool],
         "inUseByHost": NotRequired[str],

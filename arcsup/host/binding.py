@@ -85,12 +85,14 @@ def binding_obstacle(owned: OwnedSlice, sysfs: Sysfs) -> str:
             return f"{function.address} is not there"
         if not is_on_vfio(sysfs, f"{PCI}/{function.address}"):
             return f"{function.address} is on {driver or 'no driver'}, not on {VFIO_PCI}"
-    number = IommuGroups(sysfs).number_of(owned.device)
-    if number is None:
-        return f"{owned.id} has no IOMMU group"
-    along = [function.address for function in owned.rebindings]
-    blockers = IommuGroups(sysfs).blockers(number, along)
-    return f"IOMMU group {number}: {', '.join(blockers)}" if blockers else ""
+    groups, along = IommuGroups(sysfs), [function.address for function in owned.rebindings]
+    for address in along:
+        number = groups.number_of(f"{PCI}/{address}")
+        if number is None:
+            return f"{address} has no IOMMU group"
+        if blockers := groups.blockers(number, along):
+            return f"IOMMU group {number}: {', '.join(blockers)}"
+    return ""
 
 
 async def bind_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:

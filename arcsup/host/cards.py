@@ -101,7 +101,7 @@ def observe_function(look: Look, address: str) -> Card:
     parents = [_observe_parent(look, path, address)]
     parents += [_observe_parent(look, f"{PCI}/{vf}", vf) for vf in vf_addresses]
     types = tuple(kind for parent in parents for kind in parent.types)
-    companions = _find_companions(look, address)
+    companions, staying = _find_companions(look, address)
     along = {address, *(companion.address for companion in companions)}
     group = _observe_group(look, path, along)
     ids = _Ids.observe(sysfs, path)
@@ -126,7 +126,8 @@ def observe_function(look: Look, address: str) -> Card:
         vfs_total=total,
         vfs=tuple(_observe_vf(look, vf, shares.get(vf)) for vf in vf_addresses),
         vf_type=_common_type(gim),
-        companions=companions,
+        companions=tuple(companions),
+        staying=tuple(staying),
         reset_methods=tuple((sysfs.text(f"{path}/reset_method") or "").split()),
         boot_vga=is_boot_display(sysfs, path),
         in_use_by_host=observe_display(sysfs, path, parents[0].real, look.console),
@@ -233,28 +234,54 @@ def _observe_other(look: Look, address: str, group: int | None) -> Function:
         group=group,
         path=look.sysfs.full(path),
         blockers=look.groups.blockers(group, {address}),
+        pci_class=look.sysfs.hex_digits(f"{path}/class", 6),
     )
 
 
-def _find_companions(look: Look, address: str) -> tuple[Function, ...]:
-    """Return the other functions of the card that go with it.
+def _find_companions(look: Look, address: str) -> tuple[list[Function], list[Function]]:
+    """Return the other functions of the card that go with it, and those that would but cannot.
 
-    A processor's graphics has audio and USB of the host in the same slot; those are in IOMMU
-    groups of their own and stay.
+    What is in another IOMMU group goes along, too, where that holds nothing else: a reset of the
+    card's slot or bus resets it as well, under whoever has it then. Not what has another vendor:
+    a processor's graphics has audio and USB of the host in the same slot.
     """
     slot = address.rpartition(".")[0]
-    group = look.groups.number_of(f"{PCI}/{address}")
-    found = []
+    path = f"{PCI}/{address}"
+    group, vendor = look.groups.number_of(path), look.sysfs.hex_digits(f"{path}/vendor", 4)
+    going: list[Function] = []
+    staying: list[Function] = []
     for number in range(8):
-        other = f"{slot}.{number}"
-        path = f"{PCI}/{other}"
-        if other == address or not look.sysfs.is_folder(path) or look.sysfs.has(f"{path}/physfn"):
+        path = f"{PCI}/{slot}.{number}"
+        if path.endswith(address) or not _is_companion(look.sysfs, path):
             continue
-        is_companion = look.sysfs.hex_digits(f"{path}/class", 6).startswith(_COMPANION_CLASSES)
-        if is_companion and look.groups.number_of(path) == group:
-            driver = look.sysfs.link_name(f"{path}/driver")
-            found.append(Function(other, driver, group, look.sysfs.full(path)))
-    return tuple(found)
+        own = look.groups.number_of(path)
+        found = _observe_other(look, f"{slot}.{number}", own)
+        if own == group:
+            going.append(evolve(found, blockers=()))
+        elif look.sysfs.hex_digits(f"{path}/vendor", 4) == vendor:
+            blockers = _why_not_along(look, found, slot)
+            (staying if blockers else going).append(evolve(found, blockers=blockers))
+    return going, staying
+
+
+def _is_companion(sysfs: Sysfs, path: str) -> bool:
+    if not sysfs.is_folder(path) or sysfs.has(f"{path}/physfn"):
+        return False
+    return sysfs.hex_digits(f"{path}/class", 6).startswith(_COMPANION_CLASSES)
+
+
+def _why_not_along(look: Look, function: Function, slot: str) -> tuple[str, ...]:
+    """Return why a function in a group of its own cannot go along with its card."""
+    if function.group is None:
+        return ("it has no IOMMU group",)
+    if function.blockers:
+        return tuple(f"IOMMU group {function.group}: {why}" for why in function.blockers)
+    members = look.groups.members(function.group)
+    others = [it for it in members if not it.startswith(f"{slot}.")]
+    others = [it for it in others if not look.groups.is_bridge(function.group, it)]
+    if not others:
+        return ()
+    return (f"IOMMU group {function.group} has {', '.join(others)} beside it",)
 
 
 def _observe_group(look: Look, path: str, along: set[str]) -> IommuGroup | None:

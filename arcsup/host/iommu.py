@@ -48,7 +48,7 @@ class IommuGroups:
     def observe(self, number: int, along: Collection[str]) -> IommuGroup:
         """Return a group; ``along`` are the members that would be handed out together."""
         folder = f"kernel/iommu_groups/{number}"
-        members = self.sysfs.names(f"{folder}/devices")
+        members = self.members(number)
         found = (self._blocker(folder, member) for member in members if member not in along)
         blockers = [blocker for blocker in found if blocker]
         if not set(along) & set(members):
@@ -60,6 +60,15 @@ class IommuGroups:
     def blockers(self, number: int | None, along: Collection[str]) -> tuple[str, ...]:
         """Return only what keeps a group from being viable; nothing where there is no group."""
         return () if number is None else self.observe(number, along).blockers
+
+    def members(self, number: int) -> list[str]:
+        """Return the devices of a group, in order."""
+        return self.sysfs.names(f"kernel/iommu_groups/{number}/devices")
+
+    def is_bridge(self, number: int, member: str) -> bool:
+        """Tell whether a member is a bridge, which stays with the host."""
+        device = f"kernel/iommu_groups/{number}/devices/{member}"
+        return self.sysfs.hex_digits(f"{device}/class", 6).startswith(_BRIDGES)
 
     def _blocker(self, folder: str, member: str) -> str:
         if member not in self._blocking:

@@ -86,7 +86,7 @@ class Policy:
     ``uniform`` are those that could not be put in mixed mode. ``lost`` says of a card or a VF,
     by address, why it is of no use although it is there. ``owed`` are functions, by address, that
     a VM is to give back first: its record names them, whether they are anything of it now or not.
-    ``used`` says of cards, by address, what of the host uses them or what goes along with them.
+    ``used`` says of cards and what goes along with them, by address, what of the host uses it.
     """
 
     cards: tuple[CardPolicy, ...] = ()

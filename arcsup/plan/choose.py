@@ -265,7 +265,7 @@ class Planner:
             exists=False,
             numa_node=card.numa_node,
             because=because,
-            companions=tuple(each.address for each in card.companions) if is_whole else (),
+            companions=take.room.companions if is_whole else (),
             forced=is_whole and (card.boot_vga or bool(card.in_use_by_host)),
             force=take.request.force,
         )

@@ -7,6 +7,7 @@ from attrs import frozen
 from arcsup.devices import Backend, Card, Function
 from arcsup.model import GpuKind
 from arcsup.plan.assignment import CardPolicy, Policy, WaitFor
+from arcsup.plan.functions import describe_function
 from arcsup.plan.offers import BACKENDS
 
 EXCLUDED = "excluded by `gpus` in arcsup.yaml"
@@ -59,7 +60,7 @@ def find_obstacle(
     if bar := find_bar(card, policy, table):
         return bar
     if kind is GpuKind.PASSTHROUGH:
-        use = None if named else find_use(card, policy)
+        use = None if named else find_use(card, policy, table)
         return _excluded_companion(card, table) or _passthrough_obstacle(card, named=named) or use
     if not card.usable:
         return Obstacle(card.why or "not usable", None if card.driver else WaitFor.DRIVER)
@@ -82,12 +83,23 @@ def find_bar(card: Card, policy: Policy, table: PolicyTable) -> Obstacle | None:
     return _find_debt(card.address, policy)
 
 
-def find_use(card: Card, policy: Policy) -> Obstacle | None:
+def find_use(card: Card, policy: Policy, table: PolicyTable) -> Obstacle | None:
     """Return what of the host uses a card: a named one is only taken from it by ``force``."""
-    use = policy.used.get(card.address)
-    return (
-        Obstacle(f"{use}; `force: true` takes it all the same", WaitFor.CAPACITY) if use else None
-    )
+    along = {it.address: describe_function(it) for it in find_companions(card, table)}
+    names = {card.address: card.address} | along
+    used = [f"{name} {policy.used[it]}" for it, name in names.items() if it in policy.used]
+    if not used:
+        return None
+    return Obstacle(f"{'; '.join(used)}; `force: true` takes it all the same", WaitFor.CAPACITY)
+
+
+def find_companions(card: Card, table: PolicyTable) -> tuple[Function, ...]:
+    """Return what goes along with a whole card.
+
+    What the operator excludes stays where the kernel lets it: in an IOMMU group of its own.
+    """
+    own = card.group.number if card.group else None
+    return tuple(it for it in card.companions if it.group == own or not table.excludes(it.address))
 
 
 def _find_debt(address: str, policy: Policy) -> Obstacle | None:
@@ -156,7 +168,8 @@ def vf_obstacle(
 
 
 def _excluded_companion(card: Card, table: PolicyTable) -> Obstacle | None:
-    found = [each.address for each in card.companions if table.excludes(each.address)]
+    along = find_companions(card, table)
+    found = [each.address for each in along if table.excludes(each.address)]
     return Obstacle(f"{found[0]}, which goes along with it, is {EXCLUDED}") if found else None
 
 

@@ -22,6 +22,7 @@ from arcsup.plan.obstacles import (
     Obstacle,
     PolicyTable,
     find_bar,
+    find_companions,
     find_obstacle,
     find_use,
     vf_obstacle,
@@ -60,7 +61,7 @@ class CardRoom:
     ``use`` is what of the host uses it; ``excluded`` its functions that the operator excludes.
     ``vf_obstacles`` say why a virtual function goes not even to a request that names it, and
     ``prepared`` has those that go to no other, for somebody else bound them to VFIO, with 1, or 0
-    where one is planned.
+    where one is planned. ``companions`` go along with the whole.
     """
 
     card: Card
@@ -78,6 +79,7 @@ class CardRoom:
     excluded: frozenset[str] = field(factory=frozenset)
     vf_obstacles: dict[str, Obstacle] = field(factory=dict)
     prepared: dict[str, int] = field(factory=dict)
+    companions: tuple[str, ...] = ()
 
     def obstacle(self, kind: GpuKind, parent: str, *, force: bool) -> Obstacle | None:
         """Return why it gives nothing of a kind to a request that names it, or ``parent`` on it."""
@@ -192,7 +194,8 @@ def make_room(
         cut=_count_cut(card),
         whole_of=_owner_of_whole(card),
         quarantined=policy.quarantined,
-        use=find_use(card, policy),
+        use=find_use(card, policy, table),
+        companions=tuple(it.address for it in find_companions(card, table)),
         excluded=_find_excluded(card, table),
         vf_obstacles={
             vf.address: why

@@ -92,7 +92,7 @@ def _keep(
         exists=True,
         numa_node=card.numa_node,
         because=KEPT,
-        companions=tuple(each.address for each in card.companions) if is_whole else (),
+        companions=room.companions if is_whole else (),
         forced=is_whole and (card.boot_vga or bool(card.in_use_by_host)),
         force=request.force,
     )
@@ -126,8 +126,8 @@ def _find_offer(room: CardRoom, piece: Slice) -> Offer | None:
 
 def _is_barred(piece: Slice, room: CardRoom, policy: Policy) -> bool:
     names = {piece.id, piece.parent, f"{piece.parent}/{piece.type}"}
-    along = {each.address for each in room.card.companions}
-    taken = {piece.parent} | (along if piece.backend is Backend.PASSTHROUGH else set())
+    along = room.companions if piece.backend is Backend.PASSTHROUGH else ()
+    taken = {piece.parent, *along}
     return bool(names & policy.quarantined or taken & room.excluded)
 
 
