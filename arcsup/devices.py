@@ -107,12 +107,14 @@ class IommuGroup:
     """A group is viable when every member is unbound, a bridge, or on a vfio driver.
 
     ``blockers`` say, one sentence each, what is not. The device itself and its companions are no
-    blockers: they are taken along.
+    blockers: they are taken along. ``mates`` are other cards of the host, by address, without which
+    no blocker would be left: who gets them all, gets the group; () where something else blocks.
     """
 
     number: int
     members: tuple[str, ...]
     blockers: tuple[str, ...] = ()
+    mates: tuple[str, ...] = ()
 
 
 @frozen

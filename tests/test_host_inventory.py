@@ -413,6 +413,24 @@ def test_bridges_and_functions_without_a_host_driver_do_not_block(
     assert (card.group.blockers, card.usable, card.why) == ((), True, "")
 
 
+def test_cards_that_block_each_other_alone_go_only_together(tree: Tree) -> None:
+    other, sound = "0000:42:00.0", "0000:42:00.1"
+    for address in (CARD, other):
+        tree.populate_pci(address, driver="nvidia", group=1)
+    tree.populate_pci(sound, pci_class="0x040300", driver="snd_hda_intel", group=1)
+    first, second = look(tree).cards
+    assert first.group is not None
+    assert second.group is not None
+    assert (first.group.mates, second.group.mates) == ((other,), (CARD,))
+    assert first.usable
+    assert first.why == f"it goes only together with {other} (IOMMU group 1)"
+    tree.populate_pci("0000:43:00.0", pci_class="0x010802", driver="nvme", group=1)
+    for card in look(tree).cards:
+        assert card.group is not None
+        assert (card.group.mates, card.usable) == ((), False)
+        assert "0000:43:00.0 is in use by the host's driver nvme" in card.why
+
+
 def test_a_vf_in_its_cards_group_is_blocked_by_the_card(tree: Tree) -> None:
     pf = tree.populate_pci(CARD, driver="xe", group=1, files={"sriov_totalvfs": "7\n"})
     tree.populate_vfs(pf, VFS[:1], first_group=1)

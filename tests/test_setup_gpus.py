@@ -321,3 +321,16 @@ def test_vms_of_other_managers_that_ask_for_devices_are_listed(host: Host) -> No
 
     assert "devices of the host: win" in find("libvirt", host)[-1].what
     assert "devices of the host: 101" in find("proxmox", host)[-1].what
+
+
+def test_cards_that_go_only_together_are_told_so_and_are_no_dead_end(
+    host: Host, tree: Tree
+) -> None:
+    pair = ("0000:43:00.0", "0000:44:00.0")
+    for address in pair:
+        tree.populate_pci(address, ids="1002:73bf", driver="amdgpu", group=7)
+    found = [f"{it.level}: {it.what} {it.do}" for it in find("gpus", host)]
+    for address, other in (pair, pair[::-1]):
+        assert any(f"passthrough together with {other}" in it for it in found)
+        hint = "let one VM ask for all of them, or put the card into another slot"
+        assert f"info: {address}: it shares IOMMU group 7 with {other} {hint}" in found

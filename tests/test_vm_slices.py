@@ -1,5 +1,6 @@
 """A VM's slices in its record, while a device does not let go; the devices are in tests/lab."""
 
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from arcsup.control.metrics import Metrics
 from arcsup.devices import Backend
 from arcsup.errors import NotRecorded, Stuck
 from arcsup.events.dirty import Dirty
+from arcsup.host import binding
+from arcsup.host import slices as host_slices
 from arcsup.host.identity import boot_id
 from arcsup.host.owned import OwnedSlice, Rebinding, SliceChoice
 from arcsup.host.slices import is_ready
@@ -151,7 +154,9 @@ async def test_a_vm_that_has_its_card_again_after_a_reboot_remembers_what_this_b
     await one.save(host.fleet.workshop, slices=(had,))
     one.choices = (choice,)
 
-    async def create_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
+    async def create_slice(
+        owned: OwnedSlice, sysfs: Sysfs, *, beside: Iterable[OwnedSlice]
+    ) -> None:
         pass
 
     monkeypatch.setattr(slices, "create_slice", create_slice)
@@ -159,3 +164,29 @@ async def test_a_vm_that_has_its_card_again_after_a_reboot_remembers_what_this_b
     [taken] = await take_slices(one, host.fleet.workshop)
     assert taken.rebindings[0].former_driver == "nouveau"
     assert taken.boot == boot_id()
+
+
+async def test_two_cards_of_one_iommu_group_are_bound_for_a_vm_that_asks_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host = SmallHost(tmp_path)
+    pair = ("0000:43:00.0", "0000:44:00.0")
+    for address in pair:
+        files = {"driver_override": "(null)\n"}
+        host.tree.populate_pci(address, driver="nouveau", group=7, files=files)
+    host.tree.write("bus/pci/drivers/vfio-pci/bind", "")
+
+    async def bind(sysfs: Sysfs, address: str) -> None:
+        (sysfs.root / host.tree.pci(address) / "driver").unlink()
+        host.tree.bind(f"devices/pci0000:00/{address}", "vfio-pci")
+
+    monkeypatch.setattr(binding, "_bind", bind)
+    monkeypatch.setattr(host_slices, "_node_obstacle", lambda *_: "")
+    host.drop("one", "networks: []\nmemory: 64\ngpus: [{kind: passthrough, count: 2}]\n")
+    await host.plan()
+    one = host.fleet.vms[VmName("one")]
+    assert host.fleet.allocation.awaited_by(one.name) == ""
+    one.choices = host.fleet.allocation.choices_for(one.name)
+    taken = await take_slices(one, host.fleet.workshop)
+    assert sorted(owned.id for owned in taken) == list(pair)
+    assert [is_ready(owned, Sysfs(host.tree.root)) for owned in taken] == ["", ""]

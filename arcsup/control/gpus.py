@@ -195,6 +195,7 @@ def _view_group(group: IommuGroup) -> GroupJson:
         "members": list(group.members),
         "viable": not group.blockers,
         "blockers": list(group.blockers),
+        "mates": list(group.mates),
     }
 
 

@@ -144,7 +144,8 @@ def _to_card(data: GpuJson, where: str) -> Card:
     backends = tuple(_to_backend(word, f"{where}.backends") for word in data["backends"])
     group = None if number is None else IommuGroup(number, (address,))
     if told := data.get("group"):
-        group = IommuGroup(told["number"], tuple(told["members"]), tuple(told["blockers"]))
+        lists = (told["members"], told["blockers"], told.get("mates", ()))
+        group = IommuGroup(told["number"], *map(tuple, lists))
     vgpu = Backend.VENDOR_VFIO if Backend.VENDOR_VFIO in backends else Backend.MDEV
     return Card(
         address=address,

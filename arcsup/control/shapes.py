@@ -269,12 +269,16 @@ FunctionJson = TypedDict(
 
 
 class GroupJson(TypedDict):
-    """An IOMMU group: handed out as a whole or not at all."""
+    """An IOMMU group: handed out as a whole or not at all.
+
+    ``mates`` are the cards that a VM must ask for, too; then there are no blockers.
+    """
 
     number: int
     members: list[str]
     viable: bool
     blockers: list[str]
+    mates: NotRequired[list[str]]
 
 
 class VfsJson(TypedDict):

@@ -77,8 +77,11 @@ def find_stranger(function: Rebinding, sysfs: Sysfs) -> str:
     return f"{function.address} is another device now: {found}; it was {function.identity}"
 
 
-def binding_obstacle(owned: OwnedSlice, sysfs: Sysfs) -> str:
-    """Return what keeps the functions from being handed out; "" where nothing does."""
+def binding_obstacle(owned: OwnedSlice, sysfs: Sysfs, *, beside: Collection[str] = ()) -> str:
+    """Return what keeps the functions from being handed out; "" where nothing does.
+
+    ``beside`` are functions that are about to be given to the same VM.
+    """
     for function in owned.rebindings:
         driver = sysfs.link_name(f"{PCI}/{function.address}/driver")
         if not sysfs.is_folder(f"{PCI}/{function.address}"):
@@ -90,22 +93,23 @@ def binding_obstacle(owned: OwnedSlice, sysfs: Sysfs) -> str:
         number = groups.number_of(f"{PCI}/{address}")
         if number is None:
             return f"{address} has no IOMMU group"
-        if blockers := groups.blockers(number, along):
+        if blockers := groups.blockers(number, {*along, *beside}):
             return f"IOMMU group {number}: {', '.join(blockers)}"
     return ""
 
 
-async def bind_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
+async def bind_slice(owned: OwnedSlice, sysfs: Sysfs, *, beside: Collection[str] = ()) -> None:
     """Give a function and its companions to their VFIO drivers, or find them given.
 
+    ``beside`` are functions that go to the same VM: an IOMMU group is judged with them.
     What is half done stays so: ``restore_slice`` undoes it. Raises Transient, Stuck or Terminal.
     """
-    _require_possible(owned, sysfs)
+    _require_possible(owned, sysfs, beside)
     if not owned.force:
         await require_unused(sysfs, [function.address for function in owned.rebindings])
     for function in owned.rebindings:
         await _bind(sysfs, function.address)
-    if obstacle := binding_obstacle(owned, sysfs):
+    if obstacle := binding_obstacle(owned, sysfs, beside=beside):
         raise Transient(obstacle)
 
 
@@ -142,7 +146,7 @@ async def require_unused(
         )
 
 
-def _require_possible(owned: OwnedSlice, sysfs: Sysfs) -> None:
+def _require_possible(owned: OwnedSlice, sysfs: Sysfs, beside: Collection[str]) -> None:
     """Look at everything that speaks against it before anything is changed."""
     groups = IommuGroups(sysfs)
     along = [function.address for function in owned.rebindings]
@@ -156,10 +160,11 @@ def _require_possible(owned: OwnedSlice, sysfs: Sysfs) -> None:
                 f"{address} has no IOMMU group",
                 "switch the IOMMU on: in the firmware, and intel_iommu=on for Intel's",
             )
-        if blockers := groups.blockers(number, along):
+        if blockers := groups.blockers(number, {*along, *beside}):
             raise Terminal(
                 f"IOMMU group {number} of {address} cannot be handed out: {', '.join(blockers)}",
-                "a group goes as a whole: free these devices, or use another slot of the board",
+                "a group goes as a whole: let the VM ask for the other GPUs in it too, free what "
+                "else is in it, or use another slot of the board",
             )
         if not is_on_vfio(sysfs, path):
             _require_uncut(sysfs, address)

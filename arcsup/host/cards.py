@@ -286,7 +286,37 @@ def _why_not_along(look: Look, function: Function, slot: str) -> tuple[str, ...]
 
 def _observe_group(look: Look, path: str, along: set[str]) -> IommuGroup | None:
     number = look.groups.number_of(path)
-    return None if number is None else look.groups.observe(number, along)
+    if number is None:
+        return None
+    group = look.groups.observe(number, along)
+    return evolve(group, mates=_find_mates(look, group, along))
+
+
+def _find_mates(look: Look, group: IommuGroup, along: set[str]) -> tuple[str, ...]:
+    """Return the cards to whom all that blocks a group belongs; () where anything is none's."""
+    blocking = look.groups.blocking(group.number, along)
+    if len(blocking) < len(group.blockers):
+        return ()  # Something is wrong with the group itself.
+    cards = {_card_of(look, member, group) for member in blocking}
+    mates = sorted(card for card in cards if card is not None)
+    return tuple(mates) if len(mates) == len(cards) else ()
+
+
+def _card_of(look: Look, member: str, group: IommuGroup) -> str | None:
+    """Return the card that takes a member of a group along, or that it is itself."""
+    if _is_card(look.sysfs, member):
+        return member
+    if not _is_companion(look.sysfs, f"{PCI}/{member}"):
+        return None
+    slot = member.rpartition(".")[0]
+    beside = (f"{slot}.{number}" for number in range(8))
+    cards = (it for it in beside if it in group.members and _is_card(look.sysfs, it))
+    return next(cards, None)
+
+
+def _is_card(sysfs: Sysfs, address: str) -> bool:
+    path = f"{PCI}/{address}"
+    return is_gpu_class(sysfs.hex_digits(f"{path}/class", 6)) and not sysfs.has(f"{path}/physfn")
 
 
 def observe_numa_node(sysfs: Sysfs, path: str) -> int | None:

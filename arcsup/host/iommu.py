@@ -49,8 +49,7 @@ class IommuGroups:
         """Return a group; ``along`` are the members that would be handed out together."""
         folder = f"kernel/iommu_groups/{number}"
         members = self.members(number)
-        found = (self._blocker(folder, member) for member in members if member not in along)
-        blockers = [blocker for blocker in found if blocker]
+        blockers = list(self.blocking(number, along).values())
         if not set(along) & set(members):
             blockers.append(f"group {number} does not tell its members")
         if self.sysfs.text(f"{folder}/name") == _NO_IOMMU:
@@ -60,6 +59,13 @@ class IommuGroups:
     def blockers(self, number: int | None, along: Collection[str]) -> tuple[str, ...]:
         """Return only what keeps a group from being viable; nothing where there is no group."""
         return () if number is None else self.observe(number, along).blockers
+
+    def blocking(self, number: int, along: Collection[str]) -> dict[str, str]:
+        """Return the members that keep a group from being viable, each with a sentence."""
+        folder = f"kernel/iommu_groups/{number}"
+        others = (member for member in self.members(number) if member not in along)
+        found = {member: self._blocker(folder, member) for member in others}
+        return {member: blocker for member, blocker in found.items() if blocker}
 
     def members(self, number: int) -> list[str]:
         """Return the devices of a group, in order."""

@@ -86,9 +86,13 @@ async def prepare_slice(choice: SliceChoice, sysfs: Sysfs) -> OwnedSlice:
     )
 
 
-async def create_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
+async def create_slice(
+    owned: OwnedSlice, sysfs: Sysfs, *, beside: Iterable[OwnedSlice] = ()
+) -> None:
     """Make a slice, or find it made; afterwards it was seen to be as wanted.
 
+    ``beside`` are the slices that the same VM gets, made yet or not: what is in one IOMMU group
+    with this one keeps nobody from it then.
     Raises Transient (taken meanwhile, busy, not there yet), Stuck (no answer from the kernel) or
     Terminal (an unknown type, no IOMMU, a group that is not viable).
     """
@@ -100,7 +104,8 @@ async def create_slice(owned: OwnedSlice, sysfs: Sysfs) -> None:
         case Backend.SRIOV | Backend.PASSTHROUGH:
             if owned.mac is not None:
                 await set_vf_mac(sysfs, owned.id, owned.mac)
-            await bind_slice(owned, sysfs)
+            theirs = [it.address for other in beside for it in other.rebindings]
+            await bind_slice(owned, sysfs, beside=theirs)
 
 
 async def remove_slice(

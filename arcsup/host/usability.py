@@ -17,6 +17,9 @@ def judge(card: Card, unsettled: Sequence[str], faults: Sequence[str]) -> Card:
     obstacles = list(_passthrough_obstacles(card))
     whole = Backend.PASSTHROUGH in card.backends and not obstacles
     reasons = [*_oddities(card, unsettled, faults)]
+    if whole and not usable and card.group is not None and card.group.mates:
+        mates = ", ".join(card.group.mates)
+        reasons.append(f"it goes only together with {mates} (IOMMU group {card.group.number})")
     if not usable and not whole:
         reasons += obstacles or ["it offers nothing that could be handed out"]
     return evolve(card, usable=usable or whole, why="; ".join(reasons))
@@ -57,7 +60,7 @@ def _passthrough_obstacles(card: Card) -> Iterable[str]:
         return
     if card.group is None:
         yield "it has no IOMMU group: switch the IOMMU on (intel_iommu=on, amd_iommu=on, firmware)"
-    elif card.group.blockers:
+    elif card.group.blockers and not card.group.mates:
         yield f"IOMMU group {card.group.number}: {', '.join(card.group.blockers)}"
     if card.in_use_by_host:
         yield f"the host shows its picture on it ({card.in_use_by_host})"

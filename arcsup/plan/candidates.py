@@ -48,7 +48,8 @@ class OfferCards:
 class Candidates:
     """``rooms`` in address order; ``by_address`` finds them by card, parent and VF.
 
-    ``groups`` is who has an IOMMU group; ``vm`` is for whom is looked now.
+    ``groups`` is who has an IOMMU group; ``vm`` is for whom is looked now, and ``together`` which
+    cards it is about to get at one go.
     """
 
     rooms: list[CardRoom]
@@ -57,6 +58,7 @@ class Candidates:
     by_kind: dict[GpuKind, list[OfferCards]] = field(factory=dict)
     groups: dict[int, str] = field(factory=dict)
     vm: str = ""
+    together: frozenset[str] = frozenset()
     offers: dict[Offer, OfferCards] = field(factory=dict)
     _suiting: dict[GpuRequest, list[OfferCards]] = field(factory=dict)
     _group_mates: dict[int, list[CardRoom]] = field(factory=dict)
@@ -100,7 +102,40 @@ class Candidates:
 
     def _may_have_group(self, room: CardRoom) -> bool:
         group = room.card.group
-        return group is None or self.groups.get(group.number, self.vm) == self.vm
+        if group is not None and self.groups.get(group.number, self.vm) != self.vm:
+            return False
+        return all(mate in self.together or self._has(mate) for mate in room.mates)
+
+    def _has(self, mate: str) -> bool:
+        room = self.by_address.get(mate)
+        return room is not None and bool(self.vm) and room.whole_of == self.vm
+
+    def find_together(self) -> list[tuple[CardRoom, ...]]:
+        """Return the sets of cards that only one VM can get, and only all at once."""
+        found: dict[frozenset[str], tuple[CardRoom, ...]] = {}
+        for room in self.rooms:
+            names = {room.card.address}
+            left = list(room.mates)
+            while left:
+                if (mate := left.pop()) not in names:
+                    names.add(mate)
+                    known = self.by_address.get(mate)
+                    left += known.mates if known else ()
+            rooms = [self.by_address[name] for name in names if name in self.by_address]
+            if len(names) > 1 and len(rooms) == len(names):
+                found[frozenset(names)] = tuple(sorted(rooms, key=lambda it: it.order))
+        return list(found.values())
+
+    def fits_whole(self, request: GpuRequest, room: CardRoom) -> bool:
+        """Tell whether a card would meet a request for a whole one, with all of ``together``."""
+        offer = room.offers.get(WHOLE)
+        if offer is None or not is_wanted(request, offer) or is_mere_screen(request, offer):
+            return False
+        if is_kept_by_host(room, offer, request) or self.rank(room, offer) is None:
+            return False
+        if request.address or request.parent:
+            return self.named_room(request) is room and not parent_named(request, room)
+        return room.closed is None
 
     def suiting(self, request: GpuRequest) -> list[OfferCards]:
         """Return the offers that a request is content with, those with most memory first."""
@@ -227,7 +262,7 @@ def make_candidates(inventory: Inventory, policy: Policy) -> Candidates:
 
 def is_open(room: CardRoom, offer: Offer) -> bool:
     """Tell whether a card gives an offer to requests that do not name the card."""
-    return offer.id != WHOLE or GpuKind.PASSTHROUGH not in room.obstacles
+    return offer.id != WHOLE or room.closed is None
 
 
 def is_kept_by_host(room: CardRoom, offer: Offer, request: GpuRequest) -> bool:

@@ -40,6 +40,8 @@ from arcsup.plan.sticky import MdevIds, Present, find_present, keep_slices
 
 FORMER = "where it was before"
 
+TOGETHER = "with the rest of its IOMMU group, which goes as a whole"
+
 
 def assign(
     requests: Iterable[VmRequests],
@@ -89,7 +91,10 @@ class _Turn:
 
 @define(eq=False)
 class Planner:
-    """The state of one planning. ``turns`` are the VMs in their order."""
+    """The state of one planning. ``turns`` are the VMs in their order.
+
+    ``together`` are sets of cards that only one VM can get, and only all at once.
+    """
 
     candidates: Candidates
     held: Mapping[Place, Held]
@@ -97,6 +102,7 @@ class Planner:
     kept: dict[Place, Choice]
     present: Present
     ids: MdevIds
+    together: list[tuple[CardRoom, ...]]
     watch: Callable[[Decision], None] | None = None
     """Called before each choice takes effect, for who explains."""
     chosen: dict[Place, Choice] = field(factory=dict)
@@ -133,29 +139,77 @@ class Planner:
     def _keep_promised(self, turn: _Turn) -> None:
         """Give a QEMU that is being started what it is about to take, before anybody chooses."""
         self.candidates.vm = turn.vm.name
+        held = {slot: self.held.get((turn.vm.name, slot)) for slot, _ in turn.slots}
+        promised = {slot: it for slot, it in held.items() if it is not None and it.in_use}
+        self.candidates.together = frozenset(it.card for it in promised.values())
         for slot, request in turn.slots:
             place = (turn.vm.name, slot)
-            promised = place in self.held and self.held[place].in_use
-            take = self._find_former(place, request) if promised else None
+            take = self._find_former(place, request) if slot in promised else None
             if place not in self.kept and take is not None:
                 self._carry_out(turn, take, FORMER)
+        self.candidates.together = frozenset()
 
     def _plan_required(self, turn: _Turn) -> None:
-        takes: list[_Take] = []
-        lacks = False
+        """Choose for what a VM needs; cards that go only together are taken where it needs them."""
+        if self._take_required(turn, []):
+            return
+        together: list[_Take] = []
+        for rooms in self.together:
+            more = self._match_together(turn, rooms, {take.slot for take in together})
+            # What one that runs can have it keeps, and of the others nothing is taken yet.
+            together = more if turn.runs else together + more
+            if more and self._take_required(turn, together):
+                return
+
+    def _match_together(
+        self, turn: _Turn, rooms: tuple[CardRoom, ...], used: set[int]
+    ) -> list[_Take]:
+        """Return for each of some cards the slot that takes it, if the VM can have them all.
+
+        Optional requests count, too, as long as one that is needed is among them.
+        """
+        self.candidates.vm = turn.vm.name
+        self.candidates.together = frozenset(room.card.address for room in rooms)
+        requests = {
+            slot: request
+            for slot, request in turn.slots
+            if slot not in used and (turn.vm.name, slot) not in self.chosen
+        }
+        suiting = [
+            [slot for slot, asked in requests.items() if self.candidates.fits_whole(asked, room)]
+            for room in rooms
+        ]
+        self.candidates.together = frozenset()
+        slots = _match(suiting)
+        if all(requests[slot].optional for slot in slots):
+            return []
+        return [
+            _Take(slot, requests[slot], room, room.offers[WHOLE], room.card.address)
+            for slot, room in zip(slots, rooms, strict=True)
+        ]
+
+    def _take_required(self, turn: _Turn, together: list[_Take]) -> bool:
+        """Choose for what a VM needs, ``together`` first; tell whether it lacks nothing."""
+        name, takes, lacks = turn.vm.name, list(together), False
+        for slot, _ in turn.slots:
+            self.refused.pop((name, slot), None)
+            self.spared.pop((name, slot), None)
+        for take in together:
+            self._carry_out(turn, take, TOGETHER)
         for slot, request in self._open_slots(turn, optional=False):
             # A refusal beside slices that may be given back again proves nothing for others.
-            take = self._choose(turn, slot, request, is_final=turn.runs or not takes)
-            if take is None:
-                self.refused[turn.vm.name, slot] = request
+            found = self._choose(turn, slot, request, is_final=turn.runs or not takes)
+            if found is None:
+                self.refused[name, slot] = request
                 lacks = True
             else:
-                takes.append(take)
+                takes.append(found)
         if lacks and not turn.runs:
             for take in reversed(takes):
                 self.candidates.give_back(take.room, take.offer, take.parent)
-                del self.chosen[turn.vm.name, take.slot]
-                self.spared[turn.vm.name, take.slot] = take.request
+                del self.chosen[name, take.slot]
+                self.spared[name, take.slot] = take.request
+        return not lacks
 
     def _plan_optional(self, turn: _Turn) -> None:
         starts = turn.runs or not any(
@@ -301,7 +355,26 @@ def make_planner(
         kept=dict(sorted(kept.items())),
         present=present,
         ids=MdevIds(set(present.by_id) | policy.quarantined),
+        together=candidates.find_together(),
     )
+
+
+def _match(suiting: list[list[int]]) -> list[int]:
+    """Return another slot for each, of those that suit it; nothing where one gets none."""
+    chosen: list[int] = []
+
+    def fill() -> bool:
+        if len(chosen) == len(suiting):
+            return True
+        for slot in suiting[len(chosen)]:
+            if slot not in chosen:
+                chosen.append(slot)
+                if fill():
+                    return True
+                chosen.pop()
+        return False
+
+    return chosen if fill() else []
 
 
 def _speak_for(found: Candidate, request: GpuRequest, nodes: frozenset[int]) -> str:

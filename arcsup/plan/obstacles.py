@@ -102,6 +102,15 @@ def find_companions(card: Card, table: PolicyTable) -> tuple[Function, ...]:
     return tuple(it for it in card.companions if it.group == own or not table.excludes(it.address))
 
 
+def find_mates_obstacle(card: Card) -> Obstacle | None:
+    """Return that a card goes only to who gets others of its IOMMU group, too."""
+    if card.group is None or not card.group.mates:
+        return None
+    mates = ", ".join(card.group.mates)
+    why = f"{'; '.join(card.group.blockers)} (IOMMU group {card.group.number})"
+    return Obstacle(f"{why}: it goes only to a VM that gets {mates} as a whole, too")
+
+
 def _find_debt(address: str, policy: Policy) -> Obstacle | None:
     if owner := policy.owed.get(address):
         return Obstacle(f"VM {owner} has yet to give it back", WaitFor.CAPACITY)
@@ -178,7 +187,7 @@ def _passthrough_obstacle(card: Card, *, named: bool) -> Obstacle | None:
         return Obstacle("it cannot be handed out as a whole")
     if card.group is None:
         return Obstacle("it has no IOMMU group: the IOMMU is off (intel_iommu=on, amd_iommu=on)")
-    if card.group.blockers:
+    if card.group.blockers and not card.group.mates:
         return Obstacle("; ".join(card.group.blockers))
     foreign = [p for p in card.slices if p.backend is Backend.PASSTHROUGH and not p.ours]
     if any(piece.holders for piece in foreign):

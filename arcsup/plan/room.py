@@ -23,6 +23,7 @@ from arcsup.plan.obstacles import (
     PolicyTable,
     find_bar,
     find_companions,
+    find_mates_obstacle,
     find_obstacle,
     find_use,
     vf_obstacle,
@@ -61,7 +62,9 @@ class CardRoom:
     ``use`` is what of the host uses it; ``excluded`` its functions that the operator excludes.
     ``vf_obstacles`` say why a virtual function goes not even to a request that names it, and
     ``prepared`` has those that go to no other, for somebody else bound them to VFIO, with 1, or 0
-    where one is planned. ``companions`` go along with the whole.
+    where one is planned. ``companions`` go along with the whole. ``closed`` says why the whole is
+    not for requests that do not name it, ``apart`` why it is for nobody who does not get others of
+    its IOMMU group, too.
     """
 
     card: Card
@@ -80,6 +83,13 @@ class CardRoom:
     vf_obstacles: dict[str, Obstacle] = field(factory=dict)
     prepared: dict[str, int] = field(factory=dict)
     companions: tuple[str, ...] = ()
+    closed: Obstacle | None = None
+    apart: Obstacle | None = None
+
+    @property
+    def mates(self) -> tuple[str, ...]:
+        """The cards, by address, that whoever gets the whole must have, too."""
+        return self.card.group.mates if self.card.group else ()
 
     def obstacle(self, kind: GpuKind, parent: str, *, force: bool) -> Obstacle | None:
         """Return why it gives nothing of a kind to a request that names it, or ``parent`` on it."""
@@ -90,7 +100,7 @@ class CardRoom:
             return self.bar or self.vf_obstacles.get(parent) or self.obstacles.get(kind)
         if kind is not GpuKind.PASSTHROUGH:
             return self.obstacles.get(kind)
-        return self.firm or (None if force else self.use)
+        return self.firm or (None if force else self.use) or self.apart
 
     def count(self, offer: Offer, wanted: str = "") -> int:
         """Return how many more of an offer fit, also on ``wanted``, which goes only by name."""
@@ -154,6 +164,9 @@ def make_room(
     for kind in _HOST_KINDS:
         if obstacle := find_obstacle(card, kind, policy, table, named=False):
             obstacles[kind] = obstacle
+    closed, apart = obstacles.get(GpuKind.PASSTHROUGH), find_mates_obstacle(card)
+    if closed is None and apart is not None:
+        obstacles[GpuKind.PASSTHROUGH] = apart
     offers: dict[str, Offer] = {}
     offered: dict[str, dict[str, int]] = {}
     if GpuKind.VGPU not in obstacles:
@@ -203,6 +216,8 @@ def make_room(
             if (why := vf_obstacle(vf, card, policy, table, named=True))
         },
         prepared=prepared,
+        closed=closed,
+        apart=apart,
     )
 
 

@@ -66,7 +66,9 @@ class _Survey:
             self.verdicts = tuple(found)
 
     def _judge_card(self, room: CardRoom, decision: Decision) -> Iterator[TypeVerdict]:
-        if why := self._why_not_card(room):
+        whole = room.offers.get(WHOLE)
+        is_chosen = whole is not None and _is_choice(room, whole, decision.choice)
+        if not is_chosen and (why := self._why_not_card(room)):
             yield TypeVerdict(room.card.address, "", "", None, False, why)
             return
         backends = BACKENDS[self.request.kind]

@@ -56,7 +56,9 @@ async def take_slices(
     vm.choices = ()  # The record names them from here on.
     left = [owned for owned in stale if not await give_back(vm, workshop, owned)]
     for owned in taken:
-        await _guard(vm, workshop, owned, create_slice(owned, sysfs))
+        await _guard(vm, workshop, owned, create_slice(owned, sysfs, beside=taken))
+    # Two of one IOMMU group are usable only when both are bound.
+    for owned in taken:
         if not await comes_true(partial(_usable, owned, sysfs, iommufd), seconds=READY_SECONDS):
             workshop.device_failed(owned)
             raise DeviceTrouble(f"{owned.id}: {is_ready(owned, sysfs, iommufd=iommufd)}")

@@ -29,7 +29,10 @@ VFS = "under gpus in {config}: {{match: '{address}', vfs: {total}}}; then arcsup
 
 @frozen
 class Obstacle:
-    """What keeps a card from more. ``do`` may name {address}, {total} (VFs), {group}, {config}."""
+    """What keeps a card from more.
+
+    ``do`` may name {address}, {total} (VFs), {group}, {mates}, {config}.
+    """
 
     stands: Callable[[Host, Card], bool]
     what: str
@@ -141,6 +144,12 @@ OBSTACLES: tuple[Obstacle, ...] = (
         SETUP + ", which switches the IOMMU on",
     ),
     Obstacle(
+        lambda _, card: bool(card.group and card.group.mates),
+        "it shares IOMMU group {group} with {mates}",
+        "the kernel gives a group to a VM only as a whole",
+        "let one VM ask for all of them, or put the card into another slot",
+    ),
+    Obstacle(
         lambda _, card: bool(card.group and card.group.blockers),
         "it shares IOMMU group {group} with devices of the host",
         "the kernel gives a group to a VM only as a whole",
@@ -166,10 +175,16 @@ def list_abilities(host: Host, card: Card) -> Iterator[str]:
         yield "MIG-backed vGPUs"
     if Backend.SRIOV in card.backends and card.group is not None:
         yield f"SR-IOV ({len(card.vfs)} of {card.vfs_total} functions enabled)"
-    whole = Backend.PASSTHROUGH in card.backends and card.group and not card.group.blockers
+    group = card.group
+    whole = (
+        Backend.PASSTHROUGH in card.backends
+        and group is not None
+        and (group.mates or not group.blockers)
+    )
     is_screen = describe_screen(card.vendor, card.device)
     if whole and not card.in_use_by_host and not card.boot_vga and not is_screen:
-        yield "passthrough"
+        mates = group.mates if group else ()
+        yield f"passthrough together with {', '.join(mates)}" if mates else "passthrough"
     if (Path(card.path) / "drm").is_dir() and has_render_node(host):
         yield "VirGL"
 
@@ -206,6 +221,7 @@ def _check_card(host: Host, card: Card) -> Iterator[Finding]:
         "address": card.address,
         "total": card.vfs_total,
         "group": card.group.number if card.group else "",
+        "mates": ", ".join(card.group.mates) if card.group else "",
         "config": host.tell(host.places.config),
     }
     do = obstacle.do.replace("STATE", host.tell(host.places.state)).format(**names)
