@@ -1,12 +1,14 @@
 """What of the host uses a function is seen before a driver is taken from it."""
 
+import os
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 from attrs import evolve
 
 from arcsup.devices import Backend
-from arcsup.errors import Transient
+from arcsup.errors import Refused, Transient
 from arcsup.host.binding import bind_slice, require_unused
 from arcsup.host.holders import Holders
 from arcsup.host.host_use import find_host_use
@@ -177,14 +179,38 @@ async def test_a_card_that_is_used_is_refused_before_anything_is_written(
     assert taken.force
 
 
-async def test_a_group_that_the_kernel_gives_us_is_free_whoever_cannot_be_looked_into(
+@pytest.mark.parametrize(
+    ("driver", "has_node", "is_busy", "refused"),
+    [
+        ("vfio-pci", True, False, False),
+        ("vfio-pci", True, True, True),
+        ("vfio-pci", False, False, True),
+        ("nouveau", False, False, False),
+        (None, False, False, False),
+    ],
+    ids=["nobody has the group", "somebody has", "no node", "on the host's driver", "no driver"],
+)
+async def test_a_process_that_cannot_be_looked_into_keeps_only_what_the_kernel_shows_in_use(
     tmp_path: Path,
+    driver: str | None,
+    has_node: bool,
+    is_busy: bool,
+    refused: bool,
 ) -> None:
     tree = Tree(tmp_path / "sys")
-    path = tree.populate_pci(CARD, driver="vfio-pci", group=7)
+    tree.populate_pci(CARD, driver=driver, group=7)
     node = tmp_path / "dev/vfio/7"
     node.parent.mkdir(parents=True)
-    node.touch()
-    await require_free(
-        Sysfs(tree.root), [path], lambda: Holders(unseen=(11,)), dev=tmp_path / "dev"
-    )
+    if is_busy:
+        node.mkdir()  # Cannot be opened for writing either.
+    elif has_node:
+        node.touch()
+    unseen = Holders(unseen=(os.getpid(), 11))
+    with pytest.raises(Refused) if refused else nullcontext() as caught:
+        await require_free(Sysfs(tree.root), [tree.pci(CARD)], lambda: unseen, dev=tmp_path / "dev")
+    if caught is not None:
+        program = Path("/proc/self/comm").read_text().strip()
+        assert str(caught.value) == (
+            f"who uses {CARD} cannot be told: process {os.getpid()} ({program}) and 1 more could "
+            "not be looked into"
+        )

@@ -7,8 +7,9 @@ from pathlib import Path
 import trio
 
 from arcsup.errors import Refused
+from arcsup.host.cards import PCI
 from arcsup.host.holders import Holders, describe_process
-from arcsup.host.iommu import IommuGroups
+from arcsup.host.iommu import IommuGroups, is_vfio_driver
 from arcsup.host.sysfs import Sysfs
 
 DEV = Path("/dev")
@@ -22,8 +23,8 @@ async def require_free(
     """Look who has the devices at these paths, or their groups, open.
 
     Raises Refused with the pids, or with the process that could not be looked into, unless the
-    kernel shows that nobody has the device's group: what is taken away gives no EBUSY, it sleeps
-    until the last one has closed.
+    kernel shows that nobody has the device's group, or VFIO does not have the device: what is taken
+    away gives no EBUSY, it sleeps until the last one has closed.
     """
     # Thousands of small reads in /proc.
     holders = await trio.to_thread.run_sync(find)
@@ -38,22 +39,34 @@ async def require_free(
                 f"{name} is in use by process {who}",
                 "nothing was changed: end that process first",
             )
-        if holders.unseen and not _has_no_user(groups.number_of(device), dev):
-            who = describe_process(holders.unseen[0])
+        if holders.unseen and not _has_no_user(sysfs, device, groups.number_of(device), dev):
+            more = f" and {len(holders.unseen) - 1} more" if len(holders.unseen) > 1 else ""
+            who = f"{describe_process(holders.unseen[0])}{more}"
             raise Refused(
                 f"who uses {name} cannot be told: {who} could not be looked into",
                 "let arcsup's daemon look into that process (as root), or end it",
             )
 
 
-def _has_no_user(group: int | None, dev: Path) -> bool:
-    """Tell whether the kernel lets us have a group, which it gives to one at a time.
+def _has_no_user(sysfs: Sysfs, device: str, group: int | None, dev: Path) -> bool:
+    """Tell whether the kernel shows that nobody has a device, whoever cannot be looked into.
 
-    Also none of its devices is open by a node of its own then (vfio_group_fops_open in
-    drivers/vfio/group.c: EBUSY). Asked only in doubt, because for that moment nobody else gets it.
+    It gives a group to one at a time, and not while one of its devices is open by a node of its own
+    (vfio_group_fops_open in drivers/vfio/group.c: EBUSY). Asked only in doubt, because for that
+    moment nobody else gets it. What no VFIO driver has, nobody has by VFIO: it goes only after the
+    last one has closed (vfio_unregister_group_dev in drivers/vfio/vfio_main.c).
     """
+    if not _may_be_vfios(sysfs, device):
+        return True
     try:
         os.close(os.open(dev / "vfio" / str(group), os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK))
     except OSError:
         return False
     return True
+
+
+def _may_be_vfios(sysfs: Sysfs, device: str) -> bool:
+    # Before Linux 6.0 nothing but its driver told so of an mdev, and those have many names.
+    if not device.startswith(f"{PCI}/") or not sysfs.is_folder(device):
+        return True
+    return is_vfio_driver(sysfs, device, sysfs.link_name(f"{device}/driver"))
