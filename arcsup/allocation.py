@@ -111,7 +111,7 @@ class Allocation:
         self, inventory: Inventory, vms: Iterable[ManagedVm], up: frozenset[VmName]
     ) -> None:
         """Choose on another host, of which its inventory alone knows whose each slice is."""
-        vms = tuple(vms)
+        vms, self.inventory = tuple(vms), inventory
 
         def pose(asking: frozenset[VmName]) -> _Problem:
             requests = [requests_of(vm) for vm in vms if vm.name in asking and wants_devices(vm.vm)]
@@ -188,13 +188,6 @@ class Allocation:
     def named(self) -> frozenset[str]:
         """Return what the configuration names, PCI addresses among it."""
         return frozenset(entry.match for entry in self.policy.cards)
-
-    def changes_cards(self) -> bool:
-        """Tell whether the configuration wants cards to be other than they come."""
-        return any(
-            entry.vfs is not None or entry.mixed_sizes or entry.vf_quota is not None
-            for entry in self.policy.cards
-        )
 
     def quarantined(self) -> frozenset[str]:
         """Return what has failed too often, by slice id or PARENT/TYPE."""

@@ -192,7 +192,8 @@ class Reconciler:
         view, allocation = self.fleet.look(), self.fleet.allocation
         vms = self.fleet.vms.values()
         asked = any(wants_devices(vm.vm) or vm.record.slices for vm in vms)
-        if not asked and not allocation.changes_cards() and not self.keeper.journal.quotas:
+        configured = allocation.policy.cards or self.keeper.journal.quotas
+        if not asked and not configured:
             # Whoever lacked a device, and asks for none any more, must not go on waiting for it.
             return self.fleet.look() if allocation.forget_assignment() else view
         if allocation.inventory is None or not reasons or reasons & _OF_DEVICES:

@@ -6,6 +6,7 @@ from arcsup.devices import Backend, Card
 from arcsup.fleet import Fleet, View
 from arcsup.model import Step, VmName
 from arcsup.plan.assignment import Choice, Refusal
+from arcsup.plan.entries import find_void_gpu_entries
 from arcsup.plan.functions import describe_function
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.network_vfs import NetworkChoice
@@ -20,6 +21,7 @@ from arcsup.plan.plan import (
     judge,
     plan,
 )
+from arcsup.spec.config import place_entries
 
 _VERBS: dict[type[Action], str] = {
     StartVm: "start",
@@ -32,7 +34,10 @@ _VERBS: dict[type[Action], str] = {
 
 
 def list_steps(fleet: Fleet) -> list[Step]:
-    """Return the steps of the next pass; ``wait`` and ``omit`` say what cannot be had, and why."""
+    """Return the steps of the next pass; ``wait`` and ``omit`` say what cannot be had, and why.
+
+    ``warn`` says which entry of arcsup.yaml is of no effect here.
+    """
     view = fleet.look()
     steps: list[Step] = []
     for action in plan(view.wanted, view.seen, view.host, view.now):
@@ -40,7 +45,7 @@ def list_steps(fleet: Fleet) -> list[Step]:
             steps += _takes(fleet, action.name)
         verb = _VERBS[type(action)]
         steps.append(Step(verb, action.name, action.because))
-    return [*steps, *_waits(view)]
+    return [*steps, *_waits(view), *_warnings(fleet)]
 
 
 def _takes(fleet: Fleet, name: VmName) -> Iterator[Step]:
@@ -75,6 +80,16 @@ def _because(fleet: Fleet, choice: Choice) -> str:
 def _find_card(fleet: Fleet, address: str) -> Card | None:
     cards = fleet.allocation.inventory.cards if fleet.allocation.inventory else ()
     return next((card for card in cards if card.address == address), None)
+
+
+def _warnings(fleet: Fleet) -> Iterator[Step]:
+    allocation = fleet.allocation
+    if allocation.inventory is None:
+        return
+    found = find_void_gpu_entries(allocation.inventory, allocation.policy.cards)
+    file = fleet.workshop.places.config
+    for it in place_entries(found, file, allocation.policy.cards):
+        yield Step("warn", f"{it.file}:{it.line}:{it.column}", f"{it.path}: {it.message}")
 
 
 def _describe(choice: Choice) -> str:

@@ -212,8 +212,8 @@ def test_what_is_not_well_is_told_with_what_to_do(
     assert all(finding.why for finding in told)
 
 
-GPUS = {"gpus", "device-files", "nvidia-services", "nouveau", "nvidia-states"}
-"""Those of test_setup_gpus.py."""
+GPUS = {"gpus", "gpu-entries", "device-files", "nvidia-services", "nouveau", "nvidia-states"}
+"""Those of test_setup_gpus.py and test_plan_entries.py."""
 
 
 def test_every_check_has_a_good_and_a_bad_host_here() -> None:

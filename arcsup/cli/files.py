@@ -26,6 +26,7 @@ from arcsup.places import Places
 
 if TYPE_CHECKING:
     from arcsup.model import Vm
+    from arcsup.spec.config import Config
     from arcsup.spec.faults import Fault
     from arcsup.vm.preview import Preview
 
@@ -56,7 +57,8 @@ def check(
     PATH is a VM file or a directory of them; without one, the VM directory and the configuration
     are checked. Each fault is a line FILE:LINE:COL: PATH: what is wrong, what is expected. Exits
     with 1 when there are any. Warnings are about what a start would refuse or change here, such
-    as images that are outside of STATE/images and imageDirs where the daemon is root.
+    as images that are outside of STATE/images and imageDirs where the daemon is root, and about
+    entries of the configuration that are of no effect on this host.
 
     \b
     Example:
@@ -64,6 +66,8 @@ def check(
     """
     places, config = find_places(session.run, **options)
     findings = list(_check(places, paths, config.image_dirs))
+    if not paths:
+        findings += _check_configuration(places, config)
     faults = [finding for finding in findings if finding["severity"] == "fault"]
     files = list(dict.fromkeys(finding["file"] for finding in findings))
     if not print_data(output, findings, files):
@@ -82,6 +86,15 @@ def _check(places: Places, paths: Sequence[Path], image_dirs: Sequence[Path]) ->
         if path.is_dir():
             yield from _check_directory(places, path, image_dirs, system=False)
     yield from _check_files(places, [path for path in paths if not path.is_dir()], image_dirs)
+
+
+def _check_configuration(places: Places, config: "Config") -> list[Finding]:
+    """Warn of entries that count for nothing: who excludes a card must know that it is none."""
+    from arcsup.void_entries import find_void_gpus, find_void_usb
+
+    found = find_void_gpus(config, places.config, places.sysfs)
+    found += find_void_usb(config, places.config, places.sysfs)
+    return [_tell(fault, severity="warning") for fault in found]
 
 
 def _check_directory(
@@ -136,14 +149,14 @@ def _check_places(
             yield _warn(file, warning)
 
 
-def _tell(fault: "Fault") -> Finding:
+def _tell(fault: "Fault", *, severity: str = "fault") -> Finding:
     return {
         "file": str(fault.file),
         "line": fault.line,
         "column": fault.column,
         "path": fault.path,
         "message": fault.message,
-        "severity": "fault",
+        "severity": severity,
     }
 
 

@@ -11,7 +11,7 @@ from arcsup.control.shapes import (
     GpuTypeJson,
     InventoryJson,
 )
-from arcsup.plan.functions import describe_class
+from arcsup.plan.pci_classes import describe_class
 
 _LABEL_WIDTH = 12
 _NO_NODE = 1 << 30

@@ -13,8 +13,8 @@ from arcsup.cli.session import Session
 from arcsup.control.shapes import StepJson
 from arcsup.errors import ExitCode, NoSuchObject, NotPermitted, UsageError
 
-_NO_CHANGE = frozenset({"wait", "omit"})
-"""Steps that say what is not done, and why."""
+_NO_CHANGE = frozenset({"wait", "omit", "warn"})
+"""Steps that say what is not done, and why, or what is of no effect."""
 
 
 @click.command()
@@ -39,7 +39,8 @@ def plan(
     """Show what the daemon would do next; nothing is done.
 
     What cannot be had is there too: `wait` with the reasons of a VM that does not fit, `omit` with
-    those of an optional GPU that a VM goes without; neither is a change.
+    those of an optional GPU that a VM goes without; neither is a change. `warn` names the line of
+    an entry of arcsup.yaml that is of no effect on this host.
 
     With --offline no daemon is asked: VM files, journal and device tree are read. With --inventory
     the VM files are planned onto another host.

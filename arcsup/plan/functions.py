@@ -1,30 +1,7 @@
-"""What a PCI function is, in a word: for who reads what goes along with a card. Pure."""
+"""What goes along with a card, in words. Pure."""
 
 from arcsup.devices import Function
-
-_KINDS = {
-    "0106": "SATA controller",
-    "0107": "SAS controller",
-    "0108": "NVMe",
-    "01": "storage",
-    "02": "network",
-    "03": "display",
-    "0403": "audio",
-    "04": "multimedia",
-    "06": "bridge",
-    "0c03": "USB controller",
-    "0c80": "USB-C controller",
-    "10": "encryption",
-    "12": "accelerator",
-}
-"""By the first digits of the class (PCI Code and ID Assignment; 0c80 is what GPUs have for their
-USB-C port)."""
-
-
-def describe_class(pci_class: str) -> str:
-    """Return what a function of a class is; the class itself where we have no word for it."""
-    known = _KINDS.get(pci_class[:4]) or _KINDS.get(pci_class[:2])
-    return known or (f"class {pci_class}" if pci_class else "")
+from arcsup.plan.pci_classes import describe_class
 
 
 def describe_function(function: Function) -> str:

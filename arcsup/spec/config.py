@@ -1,6 +1,7 @@
 """The daemon's configuration, arcsup.yaml: the same reader, the same faults as a VM file."""
 
 import re
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from attrs import frozen
 from arcsup.devices import VfQuota
 from arcsup.model import Seconds
 from arcsup.spec.codec import Choice, Flag, Items, Json, Number, Text, Token
-from arcsup.spec.faults import Problems, error_of, place
-from arcsup.spec.nodes import compose
+from arcsup.spec.faults import Fault, Problem, Problems, error_of, place
+from arcsup.spec.nodes import Node, compose, locate
 from arcsup.spec.rules import USB_PORT, parse_usb_port
 from arcsup.spec.struct import Key, Struct, Words
 from arcsup.spec.tables import DURATION_TOKEN, SIZE_TOKEN
@@ -308,6 +309,29 @@ def read_config(source: str | bytes, file: Path) -> Config:
         return CONFIG.read(compose(source, may_be_empty=True), "")
     except Problems as found:
         raise error_of(place(found.problems, file)) from None
+
+
+def place_entries(
+    found: Iterable[tuple[str, str]], file: Path, entries: Sequence[object]
+) -> tuple[Fault, ...]:
+    """Return what is told of entries of ``gpus`` or ``usb`` (path, message) with their places.
+
+    Where the file does not hold just these entries any more, it is told of the file.
+    """
+    found = tuple(found)
+    root = _read_again(file, entries) if found else None
+    if root is None:
+        return tuple(Fault(file, 1, 1, path, message) for path, message in found)
+    return place((Problem(locate(root, path), path, what) for path, what in found), file)
+
+
+def _read_again(file: Path, entries: Sequence[object]) -> Node | None:
+    try:
+        root = compose(file.read_bytes(), may_be_empty=True)
+        known = CONFIG.read(root, "")
+    except (OSError, Problems):
+        return None
+    return root if tuple(entries) in (known.gpus, known.usb) else None
 
 
 def load_config(file: Path) -> Config:

@@ -123,11 +123,16 @@ def parse_mac(text: str) -> MacAddress:
 
 
 def parse_pci_address(text: str) -> PciAddress:
-    """Return a PCI address in lower case and with its domain."""
+    """Return a PCI address as the kernel writes it: in lower case and with its domain.
+
+    That has four digits, and more only where they are not enough ("%04x", pci_setup_device in
+    drivers/pci/probe.c); nvidia-smi writes eight.
+    """
     if re.fullmatch(PCI_ADDRESS, text) is None:
         raise ValueError("expected a PCI address such as 0000:41:00.0 or 41:00.0")
-    address = text.lower()
-    return PciAddress(address if address.count(":") > 1 else "0000:" + address)
+    domain, _, rest = text.lower().rpartition(":")[0].rpartition(":")
+    function = text.lower().rpartition(":")[2]
+    return PciAddress(f"{int(domain or '0', 16):04x}:{rest}:{function}")
 
 
 def parse_hex_id(text: str) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from attrs import frozen
 
 from arcsup.devices import Backend, Card, Inventory
+from arcsup.errors import SpecError
 from arcsup.host.inventory import observe_host
 from arcsup.plan.screens import describe_screen
 from arcsup.setup.checks.kernel import ModuleState, find_module
@@ -21,6 +22,8 @@ from arcsup.setup.gpu_kinds import (
     tell_card,
 )
 from arcsup.setup.host import Host
+from arcsup.spec.config import load_config
+from arcsup.void_entries import find_void_gpus, find_void_usb
 
 SETUP = "run `arcsup setup`"
 
@@ -260,7 +263,30 @@ def check_device_files(host: Host) -> Iterator[Finding]:
         yield info("there is neither /dev/vfio/vfio nor /dev/dri", "GPUs are used through them")
 
 
+def check_entries(host: Host) -> Iterator[Finding]:
+    """Tell which entries of arcsup.yaml are of no effect on this host."""
+    file = host.places.config
+    try:
+        config = load_config(file)
+    except SpecError:
+        yield info(f"{host.tell(file)} cannot be read: its entries are not compared with the GPUs")
+        return
+    told = host.tell(file)
+    found = find_void_gpus(config, file, host.sysfs)
+    for fault in found:
+        yield warning(
+            f"{told}:{fault.line}:{fault.column}: {fault.path}: {fault.message}",
+            "what it is to exclude or to change is left as if it were not there",
+            "compare it with `arcsup gpu list -o wide`, mend or remove it, then `arcsup reload`",
+        )
+    for fault in find_void_usb(config, file, host.sysfs):
+        yield info(f"{told}:{fault.line}:{fault.column}: {fault.path}: {fault.message}")
+    if not found:
+        yield ok(f"every entry of `gpus` in {told} counts for something here ({len(config.gpus)})")
+
+
 CHECKS = (
     Check("gpus", "GPUs", check_cards),
+    Check("gpu-entries", "Entries of arcsup.yaml", check_entries),
     Check("device-files", "Device files of GPUs", check_device_files),
 )
