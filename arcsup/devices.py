@@ -128,7 +128,8 @@ class Card:
     where it has no name for them. ``why`` says why a card is not ``usable``, or
     what is odd about one that is ("" when nothing is). ``boot_vga``: the firmware showed the host's
     start on it. ``companions`` go along with the whole card; ``staying`` are such functions of it
-    that cannot, and their ``blockers`` say why.
+    that cannot, and their ``blockers`` say why. ``without_reset`` are the addresses of those that a
+    VM would get whole and the kernel cannot reset.
     """
 
     address: str
@@ -157,6 +158,7 @@ class Card:
     why: str = ""
     subsystem_name: str = ""
     staying: tuple[Function, ...] = ()
+    without_reset: tuple[str, ...] = ()
 
 
 @frozen

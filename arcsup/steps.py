@@ -10,6 +10,7 @@ from arcsup.plan.entries import find_void_gpu_entries
 from arcsup.plan.functions import describe_function
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.network_vfs import NetworkChoice
+from arcsup.plan.pci_classes import describe_missing_reset
 from arcsup.plan.plan import (
     Action,
     ChangeGpus,
@@ -66,15 +67,26 @@ def _takes(fleet: Fleet, name: VmName) -> Iterator[Step]:
 
 
 def _because(fleet: Fleet, choice: Choice) -> str:
-    card = _find_card(fleet, choice.card) if choice.backend is Backend.PASSTHROUGH else None
+    words = [choice.because]
+    if choice.backend in (Backend.PASSTHROUGH, Backend.SRIOV):
+        words += _about_functions(_find_card(fleet, choice.card), choice)
+    if choice.force:
+        words.append("whatever of the host uses it (force)")
+    return "; ".join(words)
+
+
+def _about_functions(card: Card | None, choice: Choice) -> Iterator[str]:
+    """Yield what goes along, what stays, and what cannot be reset."""
     told = {it.address: describe_function(it) for it in card.companions} if card else {}
-    along = ", ".join(told.get(address, address) for address in choice.companions)
-    words = [choice.because, *([f"along with it go {along}"] if along else [])]
-    words += [
-        f"{describe_function(function)} stays: {', '.join(function.blockers)}"
-        for function in (card.staying if card else ())
-    ]
-    return "; ".join([*words, *(["whatever of the host uses it (force)"] if choice.force else [])])
+    if along := ", ".join(told.get(address, address) for address in choice.companions):
+        yield f"along with it go {along}"
+    if card is None:
+        return
+    for function in card.staying if choice.backend is Backend.PASSTHROUGH else ():
+        yield f"{describe_function(function)} stays: {', '.join(function.blockers)}"
+    taken = {choice.id, *choice.companions}
+    if missing := describe_missing_reset([it for it in card.without_reset if it in taken]):
+        yield missing
 
 
 def _find_card(fleet: Fleet, address: str) -> Card | None:

@@ -413,6 +413,26 @@ def test_bridges_and_functions_without_a_host_driver_do_not_block(
     assert (card.group.blockers, card.usable, card.why) == ((), True, "")
 
 
+@pytest.mark.parametrize(
+    ("methods", "has_reset", "can"),
+    [("bus\n", True, True), ("\n", True, False), (None, True, True), (None, False, False)],
+    ids=["a method", "emptied", "before Linux 5.15", "no way"],
+)
+def test_functions_that_cannot_be_reset_are_told(
+    tree: Tree, methods: str | None, has_reset: bool, can: bool
+) -> None:
+    tree.populate_pci(CARD, group=1)
+    sound = tree.populate_pci(AUDIO, pci_class="0x040300", group=1)
+    (tree.root / sound / "reset_method").unlink()
+    if methods is not None:
+        tree.write(f"{sound}/reset_method", methods)
+    if has_reset:
+        tree.write(f"{sound}/reset", "")
+    card = card_of(look(tree))
+    assert card.usable
+    assert card.without_reset == (() if can else (AUDIO,))
+
+
 def test_cards_that_block_each_other_alone_go_only_together(tree: Tree) -> None:
     other, sound = "0000:42:00.0", "0000:42:00.1"
     for address in (CARD, other):

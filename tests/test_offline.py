@@ -190,3 +190,13 @@ def test_a_plan_says_what_of_a_card_stays_with_the_host_and_why(tmp_path: Path) 
         "; 0000:04:00.1 (audio) stays: IOMMU group 6: 0000:05:00.0 is in use by the host's "
         "driver nvme"
     )
+
+
+def test_a_plan_says_which_function_of_a_card_cannot_be_reset(tmp_path: Path) -> None:
+    host = SmallHost(tmp_path)
+    files = {"driver_override": "(null)\n", "reset_method": "\n"}
+    host.tree.populate_pci(CARD, driver="amdgpu", group=5, files=files)
+    host.drop("vm", f"memory: 64\ngpus: [{{kind: passthrough, address: '{CARD}'}}]\n")
+    first, second = plan_offline(host.places, Config())
+    assert f"; no reset_method for {CARD}: unless a reset of the bus" in first.because
+    assert (first.verb, second.verb) == ("bind", "start")

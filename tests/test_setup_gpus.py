@@ -323,6 +323,19 @@ def test_vms_of_other_managers_that_ask_for_devices_are_listed(host: Host) -> No
     assert "devices of the host: 101" in find("proxmox", host)[-1].what
 
 
+@pytest.mark.parametrize(("methods", "level"), [("flr bus\n", Level.OK), ("\n", Level.WARNING)])
+def test_a_card_that_the_kernel_cannot_reset_is_warned_of(
+    methods: str, level: Level, host: Host, tree: Tree
+) -> None:
+    files = {"reset_method": methods}
+    tree.populate_pci(ADDRESS, ids="1002:73bf", driver="amdgpu", group=7, files=files)
+    found = find("gpus", host)
+    assert {it.level for it in found} == {Level.OK, level}
+    assert any("passthrough" in it.what for it in found), "it is no refusal"
+    told = [it for it in found if f"no reset_method for {ADDRESS}: unless" in it.what]
+    assert [it.level for it in told] == ([level] if level is Level.WARNING else [])
+
+
 def test_cards_that_go_only_together_are_told_so_and_are_no_dead_end(
     host: Host, tree: Tree
 ) -> None:

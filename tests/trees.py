@@ -107,6 +107,7 @@ class Tree:
             "subsystem_device": f"0x{board}\n",
             "numa_node": "-1\n",
             "local_cpulist": "0-1\n",
+            "reset_method": "flr bus\n",
         }
         for name, text in {**attributes, **(files or {})}.items():
             self.write(f"{path}/{name}", text)

@@ -11,7 +11,7 @@ from arcsup.control.shapes import (
     GpuTypeJson,
     InventoryJson,
 )
-from arcsup.plan.pci_classes import describe_class
+from arcsup.plan.pci_classes import describe_class, describe_missing_reset
 
 _LABEL_WIDTH = 12
 _NO_NODE = 1 << 30
@@ -95,6 +95,7 @@ def _describe(card: GpuJson) -> list[tuple[str, str]]:
         ("CPUs", card.get("localCpus", "")),
         ("Display", display),
         ("Reset", " ".join(card.get("resetMethods", ()))),
+        ("No reset", describe_missing_reset(card.get("withoutReset", ()))),
         ("Path", card.get("path", "")),
     ]
     lines = [(label, text) for label, text in lines if text]

@@ -84,6 +84,7 @@ def view_card(card: Card) -> GpuJson:
         "companions": [_view_function(function) for function in card.companions],
         "staying": [_view_function(function) for function in card.staying],
         "resetMethods": list(card.reset_methods),
+        "withoutReset": list(card.without_reset),
         "bootVga": card.boot_vga,
         "inUseByHost": card.in_use_by_host,
         "rule": card.rule.value,

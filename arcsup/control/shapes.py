@@ -318,6 +318,7 @@ GpuJson = TypedDict(
         "companions": NotRequired[list[FunctionJson]],
         "staying": NotRequired[list[FunctionJson]],
         "resetMethods": NotRequired[list[str]],
+        "withoutReset": NotRequired[list[str]],
         "bootVga": NotRequired[bool],
         "inUseByHost": NotRequired[str],
         "rule": NotRequired[str],

@@ -109,6 +109,9 @@ def observe_function(look: Look, address: str) -> Card:
     slices = tuple(_observe_slices(look, parents, driver or "", ids.model, shares))
     total = sysfs.count(f"{path}/sriov_totalvfs") or 0
     pci_class = sysfs.hex_digits(f"{path}/class", 6)
+    backends = _find_backends(parents, driver, total, is_gpu=is_gpu_class(pci_class))
+    going_whole = [*sorted(along)] if Backend.PASSTHROUGH in backends else []
+    going_whole += vf_addresses if Backend.SRIOV in backends else []
     card = Card(
         address=address,
         path=sysfs.full(path),
@@ -122,12 +125,13 @@ def observe_function(look: Look, address: str) -> Card:
         numa_node=observe_numa_node(sysfs, path),
         local_cpus=sysfs.cpus(f"{path}/local_cpulist"),
         group=group,
-        backends=_find_backends(parents, driver, total, is_gpu=is_gpu_class(pci_class)),
+        backends=backends,
         vfs_total=total,
         vfs=tuple(_observe_vf(look, vf, shares.get(vf)) for vf in vf_addresses),
         vf_type=_common_type(gim),
         companions=tuple(companions),
         staying=tuple(staying),
+        without_reset=tuple(it for it in going_whole if not _can_be_reset(sysfs, it)),
         reset_methods=tuple((sysfs.text(f"{path}/reset_method") or "").split()),
         boot_vga=is_boot_display(sysfs, path),
         in_use_by_host=observe_display(sysfs, path, parents[0].real, look.console),
@@ -282,6 +286,16 @@ def _why_not_along(look: Look, function: Function, slot: str) -> tuple[str, ...]
     if not others:
         return ()
     return (f"IOMMU group {function.group} has {', '.join(others)} beside it",)
+
+
+def _can_be_reset(sysfs: Sysfs, address: str) -> bool:
+    """Tell whether the kernel has a way to reset a function between two guests.
+
+    An empty ``reset_method`` is one that the operator, or a quirk, has emptied. Before Linux 5.15
+    there was only ``reset``, as long as there was a way (Documentation/ABI/testing/sysfs-bus-pci).
+    """
+    methods = sysfs.text(f"{PCI}/{address}/reset_method")
+    return sysfs.has(f"{PCI}/{address}/reset") if methods is None else bool(methods)
 
 
 def _observe_group(look: Look, path: str, along: set[str]) -> IommuGroup | None:

@@ -9,6 +9,7 @@ from attrs import frozen
 from arcsup.devices import Backend, Card, Inventory
 from arcsup.errors import SpecError
 from arcsup.host.inventory import observe_host
+from arcsup.plan.pci_classes import describe_missing_reset
 from arcsup.plan.screens import describe_screen
 from arcsup.setup.checks.kernel import ModuleState, find_module
 from arcsup.setup.findings import Check, Finding, info, ok, warning
@@ -209,6 +210,18 @@ def check_cards(host: Host) -> Iterator[Finding]:
 
 
 def _check_card(host: Host, card: Card) -> Iterator[Finding]:
+    yield from _tell_abilities(host, card)
+    is_blocked = card.group is None or bool(card.group.blockers and not card.group.mates)
+    if card.without_reset and not is_blocked:
+        yield warning(
+            f"{card.address}: {describe_missing_reset(card.without_reset)}",
+            "the kernel knows no way to reset it, or reset_method was emptied",
+            "where it was emptied: echo default > /sys/bus/pci/devices/ADDRESS/reset_method; else "
+            "give it to VMs of one owner only",
+        )
+
+
+def _tell_abilities(host: Host, card: Card) -> Iterator[Finding]:
     abilities = list(list_abilities(host, card))
     told = tell_card(card)
     if abilities == ["VirGL"]:
