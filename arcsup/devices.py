@@ -129,7 +129,8 @@ class Card:
     what is odd about one that is ("" when nothing is). ``boot_vga``: the firmware showed the host's
     start on it. ``companions`` go along with the whole card; ``staying`` are such functions of it
     that cannot, and their ``blockers`` say why. ``without_reset`` are the addresses of those that a
-    VM would get whole and the kernel cannot reset.
+    VM would get whole and the kernel cannot reset. ``host_use`` says what of the host uses it, a
+    sentence for each function, where that was looked for.
     """
 
     address: str
@@ -159,6 +160,7 @@ class Card:
     subsystem_name: str = ""
     staying: tuple[Function, ...] = ()
     without_reset: tuple[str, ...] = ()
+    host_use: tuple[str, ...] = ()
 
 
 @frozen

@@ -14,6 +14,7 @@ from arcsup.events.dirty import Dirty
 from arcsup.fleet import Fleet
 from arcsup.host.slices import prepare_slice
 from arcsup.host.sysfs import Sysfs
+from arcsup.plan.functions import with_host_use
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.survey import TypeVerdict
 from arcsup.spec.native import load_vm
@@ -32,8 +33,10 @@ class GpuOperator:
     dirty: Dirty
 
     async def inventory(self) -> Inventory:
-        """Return the host's GPUs as they are now."""
-        return await self.fleet.allocation.look.observe()
+        """Return the host's GPUs as they are now, with what of the host uses them."""
+        look = self.fleet.allocation.look
+        seen = await look.observe()
+        return with_host_use(seen, await look.find_use(seen))
 
     def quarantined(self) -> Sequence[str]:
         """Return what is not tried again: slices or PARENT/TYPE that failed, devices lost."""
@@ -104,9 +107,12 @@ class GpuOperator:
         return await self._explain(ManagedVm(record, vm))
 
     async def _explain(self, vm: ManagedVm) -> SlotVerdicts:
-        inventory = await self.inventory()
+        allocation = self.fleet.allocation
+        inventory = await allocation.look.observe()
+        # The passes of the daemon look only while somebody waits for a whole card.
+        allocation.used = await allocation.look.find_use(inventory)
         up = self.fleet.look().up
-        found = self.fleet.allocation.explain(vm, self.fleet.vms.values(), up, inventory)
+        found = allocation.explain(vm, self.fleet.vms.values(), up, inventory)
         return list(found.items())
 
 

@@ -8,8 +8,7 @@ from attrs import define, evolve, field
 
 from arcsup.card_state import mark_cards
 from arcsup.devices import Backend, Card, Inventory
-from arcsup.host.holders import PROC
-from arcsup.host.host_use import find_host_use
+from arcsup.host.host_use import find_card_use
 from arcsup.host.inventory import observe_inventory
 from arcsup.host.pci_ids import PciIds
 from arcsup.host.surroundings import TypeSizes, look_around
@@ -81,11 +80,7 @@ class DeviceLook:
         return {}
 
     def _find_use(self, cards: list[Card]) -> dict[str, str]:
-        companions = [it.address for card in cards for it in card.companions]
-        functions = [*(card.address for card in cards), *companions]
-        # The processes of this host have nothing of another's tree open.
-        proc = PROC if self.sysfs.resolve() == Path("/sys") else None
-        return find_host_use(Sysfs(self.sysfs), functions, proc=proc)
+        return find_card_use(self.sysfs, cards)
 
     def _mark(self, inventory: Inventory) -> Inventory:
         return mark_cards(

@@ -133,6 +133,16 @@ def test_a_card_is_found_by_any_form_of_its_address(alone: Cli, sysfs: str, name
     assert alone("gpu", "show", name, "--sysfs", sysfs, "-o", "name").out == f"{CARD}\n"
 
 
+def test_what_of_the_host_uses_a_card_is_shown(alone: Cli, tmp_path: Path) -> None:
+    tree = Tree(tmp_path / "used")
+    nic = tree.populate_pci("0000:05:00.1", pci_class="0x0c0330", driver="xhci_hcd", group=5)
+    tree.populate_pci("0000:05:00.0", driver="amdgpu", group=5)
+    tree.write(f"{nic}/usb1/1-1/1-1:1.0/net/enx0/operstate", "up\n")
+    result = alone("gpu", "show", "05:00.0", "--sysfs", str(tree.root))
+    told = "Host's use: 0000:05:00.1 (USB controller) has the host's network interface enx0"
+    assert told in result.out
+
+
 def test_a_card_that_is_not_there_is_4(alone: Cli, sysfs: str) -> None:
     result = alone("gpu", "show", "0000:01:00.0", "--sysfs", sysfs)
     assert (result.code, result.out) == (4, "")

@@ -174,3 +174,22 @@ async def test_every_type_is_judged_for_a_vm_and_for_a_file_that_is_not_there_ye
     )
     assert [v.type for v in verdicts if v.chosen] == ["mbochs-large"]
     assert all(v.why for v in verdicts)
+
+
+async def test_what_of_the_host_uses_a_card_is_told_with_it_and_kept_from_who_asks(
+    host: SmallHost,
+) -> None:
+    card, usb = "0000:04:00.0", "0000:04:00.3"
+    host.tree.populate_pci(card, driver="amdgpu", group=5)
+    controller = host.tree.populate_pci(usb, pci_class="0x0c0330", driver="xhci_hcd", group=5)
+    host.tree.write(f"{controller}/usb1/1-1/1-1:1.0/net/enx0/operstate", "up\n")
+    host.drop(
+        "whole", f"memory: 64\nautostart: false\ngpus: [{{kind: passthrough, address: '{card}'}}]\n"
+    )
+    await host.plan()
+    host.fleet.allocation.used = {}
+    use = f"{usb} (USB controller) has the host's network interface enx0"
+    cards = (await host.operator.inventory()).cards
+    assert [it.host_use for it in cards if it.address == card] == [(use,)]
+    [(_, verdicts)] = await host.operator.explain("whole")
+    assert [use in it.why for it in verdicts if it.card == card] == [True]

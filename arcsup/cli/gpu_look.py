@@ -41,12 +41,15 @@ def look_at_gpus(session: Session, *, offline: bool, options: PlaceOptions) -> I
         return seen
     # Only here, because it needs the libraries of the daemon.
     from arcsup.control.gpus import view_inventory
+    from arcsup.host.host_use import find_card_use
     from arcsup.host.inventory import observe_host
+    from arcsup.plan.functions import with_host_use
 
     places, _ = find_places(session.run, **options)
     if not places.sysfs.is_dir():
         raise NoSuchObject(f"there is no device tree at {places.sysfs}", "--sysfs names another")
-    return view_inventory(observe_host(places.sysfs))
+    found = observe_host(places.sysfs)
+    return view_inventory(with_host_use(found, find_card_use(places.sysfs, found.cards)))
 
 
 def or_dash(value: int | None) -> str:

@@ -106,6 +106,7 @@ def _describe(card: GpuJson) -> list[tuple[str, str]]:
         lines.append(("VFs", f"{number}, {kind}" if kind else number))
     lines += _label("", [_describe_function(vf) for vf in card["vfs"].get("functions", ())])
     lines += _label("Companions", [_describe_function(each) for each in card.get("companions", ())])
+    lines += _label("Host's use", card.get("hostUse", ()))
     lines += _label("Staying", [_describe_function(each) for each in card.get("staying", ())])
     lines += _label("Types", [_describe_type(kind) for kind in card["types"]])
     lines += _label("Slices", [_describe_slice(piece) for piece in card["slices"]])

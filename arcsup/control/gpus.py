@@ -87,6 +87,7 @@ def view_card(card: Card) -> GpuJson:
         "withoutReset": list(card.without_reset),
         "bootVga": card.boot_vga,
         "inUseByHost": card.in_use_by_host,
+        "hostUse": list(card.host_use),
         "rule": card.rule.value,
         "types": gathered,
         "offers": [] if each == gathered else each,

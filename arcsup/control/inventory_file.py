@@ -165,6 +165,7 @@ def _to_card(data: GpuJson, where: str) -> Card:
         vf_type=data["vfs"].get("type", ""),
         companions=tuple(_to_function(function) for function in data.get("companions", ())),
         staying=tuple(_to_function(function) for function in data.get("staying", ())),
+        host_use=tuple(data.get("hostUse", ())),
         without_reset=tuple(data.get("withoutReset", ())),
         reset_methods=tuple(data.get("resetMethods", ())),
         boot_vga=data.get("bootVga", False),

@@ -321,6 +321,7 @@ GpuJson = TypedDict(
         "withoutReset": NotRequired[list[str]],
         "bootVga": NotRequired[bool],
         "inUseByHost": NotRequired[str],
+        "hostUse": NotRequired[list[str]],
         "rule": NotRequired[str],
         "offers": NotRequired[list[GpuTypeJson]],
     },

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from attrs import field, frozen
 
+from arcsup.devices import Card
 from arcsup.host.cards import PCI
 from arcsup.host.holders import PROC, describe_process, visit_open_files
 from arcsup.host.iommu import is_vfio_driver
@@ -88,6 +89,18 @@ def find_host_use(
         for address, use in _used_by_processes(nodes, proc).items():
             found.setdefault(address, use)
     return found
+
+
+def find_card_use(root: Path, cards: Iterable[Card]) -> dict[str, str]:
+    """Return what of the host whose device tree is at ``root`` uses cards and their companions."""
+    functions = [it for card in cards for it in (card.address, *_along(card))]
+    # The processes of this host have nothing of another's tree open.
+    proc = PROC if root.resolve() == Path("/sys") else None
+    return find_host_use(Sysfs(root), functions, proc=proc)
+
+
+def _along(card: Card) -> tuple[str, ...]:
+    return tuple(companion.address for companion in card.companions)
 
 
 def find_usb_use(
