@@ -11,7 +11,7 @@ from arcsup.devices import Backend
 from arcsup.errors import Refused, Transient
 from arcsup.host.binding import bind_slice, require_unused
 from arcsup.host.holders import Holders
-from arcsup.host.host_use import find_host_use
+from arcsup.host.host_use import find_host_use, is_claimed
 from arcsup.host.in_use import require_free
 from arcsup.host.owned import OwnedSlice, Rebinding, SliceChoice
 from arcsup.host.slices import prepare_slice
@@ -135,6 +135,30 @@ def test_a_disk_that_the_host_has_mounted_or_built_upon_is_used(
     (proc / "self/mountinfo").write_text(mounts)
     (proc / "swaps").write_text(swaps)
     assert look(tree, DISK) == ({DISK: used} if used else {})
+
+
+def test_a_disk_that_somebody_has_for_himself_is_used_wherever_it_is_mounted(
+    tmp_path: Path,
+) -> None:
+    loop = next((it for it in sorted(Path("/dev").glob("loop[0-9]*"), reverse=True)), None)
+    if loop is None or not os.access(loop, os.R_OK):
+        pytest.skip("there is no loop device that we may open")
+    number = f"{os.major(loop.stat().st_rdev)}:{os.minor(loop.stat().st_rdev)}"
+    tree, proc = Tree(tmp_path / "sys"), tmp_path / "proc"
+    usb = tree.populate_pci(DISK, pci_class="0x0c0330", driver="xhci_hcd")
+    part = f"{usb}/usb1/1-1/1-1:1.0/host0/block/{loop.name}"
+    tree.write(f"{part}/dev", f"{number}\n")
+    tree.link(f"{part}/subsystem", "class/block")
+    populate_process(proc, 10, "bash", "/dev/null")
+    assert look(tree, DISK) == {}
+    descriptor = os.open(loop, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK)
+    try:
+        used = f"has the disk {loop.name}, which a file system or a program has for itself"
+        assert look(tree, DISK) == {DISK: used}
+        assert not is_claimed(loop, "8:0"), "another device has that name here"
+    finally:
+        os.close(descriptor)
+    assert not is_claimed(tmp_path / "sda", "8:0")
 
 
 def test_what_vfio_has_is_used_by_no_program_of_the_host(tree: Tree) -> None:

@@ -7,8 +7,10 @@ Documentation/input/event-codes.rst (what a keyboard has), and
 /proc/driver/nvidia/gpus/ADDRESS/information of NVIDIA's driver.
 """
 
+import errno
 import os
 import re
+import stat
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -211,7 +213,7 @@ def _used_by_kernel(below: _Below, proc: Path | None) -> str:
         return f"has the disk {disk}, which {holder} is made of"
     if proc is None or not below.disks:
         return ""
-    return _mount_of(below.disks, proc) or _swap_of(below.disks, proc)
+    return _mount_of(below.disks, proc) or _swap_of(below.disks, proc) or _claim_of(below.disks)
 
 
 def _mount_of(disks: dict[str, str], proc: Path) -> str:
@@ -233,6 +235,35 @@ def _swap_of(disks: dict[str, str], proc: Path) -> str:
             if line.split(" ")[0] == f"/dev/{disk}":
                 return f"has swap space of the host (on {disk})"
     return ""
+
+
+def _claim_of(disks: dict[str, str]) -> str:
+    for disk, number in disks.items():
+        # What names of devices have "/" for has "!" in the device tree.
+        if is_claimed(Path("/dev", disk.replace("!", "/")), number):
+            return f"has the disk {disk}, which a file system or a program has for itself"
+    return ""
+
+
+def is_claimed(node: Path, number: str) -> bool:
+    """Tell whether the kernel lets nobody else have a disk for himself; ``number`` is MAJOR:MINOR.
+
+    So it is with what is mounted in any mount namespace, with every disk of a ZFS pool or of btrfs,
+    and with what a program opened with O_EXCL (open(2), bd_may_claim in block/bdev.c). Where the
+    node cannot be opened, or is another device's, nothing is told.
+    """
+    try:
+        if _number_of(node) == number:
+            os.close(os.open(node, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        return error.errno == errno.EBUSY
+    return False
+
+
+def _number_of(node: Path) -> str:
+    status = node.stat()
+    is_disk = stat.S_ISBLK(status.st_mode)
+    return f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}" if is_disk else ""
 
 
 def _lines(file: Path) -> list[str]:
