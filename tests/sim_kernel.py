@@ -4,7 +4,7 @@ It does what arcsup asks of it as the real one would, remembers whose each thing
 test at once when something is asked for that must never be. ``point`` is where a daemon may die.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 from attrs import define, field
@@ -76,7 +76,10 @@ class SimKernel:
             vram_mib=choice.vram_mib,
         )
 
-    async def create(self, owned: OwnedSlice, _sysfs: Sysfs) -> None:
+    async def create(
+        self, owned: OwnedSlice, _sysfs: Sysfs, *, beside: Iterable[OwnedSlice] = ()
+    ) -> None:
+        assert owned in beside, "all that the VM gets are judged together"
         assert owned.backend is Backend.MDEV
         assert owned.id in self.owned(), "made before the journal named it"
         self.point()
