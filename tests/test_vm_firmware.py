@@ -1,4 +1,4 @@
-"""Firmware is found by its descriptors; a VM's variables are copied once and then its own."""
+"""Firmware is found by its descriptors."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 from arcsup.errors import Terminal
 from arcsup.model import Firmware
-from arcsup.vm.firmware import FirmwareFiles, create_vars, find_firmware
+from arcsup.vm.firmware import FirmwareFiles, find_firmware
 
 
 def describe(
@@ -91,22 +91,3 @@ def test_without_any_build_the_package_is_named(tmp_path: Path, firmware: Firmwa
     with pytest.raises(Terminal, match="is installed") as caught:
         find_firmware(firmware, (tmp_path,), ())
     assert "ovmf" in caught.value.hint
-
-
-def test_variables_are_copied_once_and_never_overwritten(tmp_path: Path) -> None:
-    template, kept = tmp_path / "template", tmp_path / "state" / "vars" / "a.fd"
-    template.write_bytes(b"factory")
-    create_vars(template, kept)
-    assert kept.read_bytes() == b"factory"
-
-    kept.write_bytes(b"the guest's own")
-    create_vars(template, kept)
-
-    assert kept.read_bytes() == b"the guest's own"
-    assert list(kept.parent.iterdir()) == [kept]
-
-
-def test_a_missing_template_is_an_error_and_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(Terminal, match="UEFI variables"):
-        create_vars(tmp_path / "none", tmp_path / "vars" / "a.fd")
-    assert list((tmp_path / "vars").iterdir()) == []

@@ -1,4 +1,4 @@
-"""UEFI firmware: which OVMF build, and the variables that each VM keeps.
+"""UEFI firmware: which OVMF build a VM runs, and how QEMU gets it.
 
 Source: QEMU's docs/interop/firmware.json. Distributions describe their builds in JSON files; a
 file in an earlier folder hides one of the same name in a later folder, an empty one hides it
@@ -6,8 +6,6 @@ altogether, and the names' order is the order of preference.
 """
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -17,7 +15,7 @@ import cattrs.gen
 from attrs import field, frozen
 
 from arcsup.errors import Terminal
-from arcsup.model import Argv, Firmware, VmName
+from arcsup.model import Argv, Firmware
 from arcsup.vm.options import escape
 
 DESCRIPTOR_FOLDERS = (
@@ -148,37 +146,6 @@ def _read_descriptor(file: Path) -> _Descriptor | None:
         return converter.structure(content, _Descriptor) if isinstance(content, dict) else None
     except (OSError, ValueError, cattrs.BaseValidationError):
         return None
-
-
-def vars_file(state: Path, name: VmName) -> Path:
-    """Return where a VM's UEFI variables are kept."""
-    return state / "vars" / f"{name}.fd"
-
-
-def create_vars(template: Path, target: Path) -> None:
-    """Copy the template for a VM that has no variables yet; what is there is never touched.
-
-    Raises:
-        Terminal: the template cannot be read or the copy cannot be kept.
-    """
-    if target.exists():
-        return
-    try:
-        target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        content = template.read_bytes()
-        with tempfile.NamedTemporaryFile(dir=target.parent) as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-            # A link, unlike a rename, does not replace what another daemon made meanwhile.
-            os.link(stream.name, target)
-    except FileExistsError:
-        return
-    except OSError as error:
-        raise Terminal(
-            f"{target}: cannot keep the UEFI variables: {error.strerror}",
-            hint=f"check {template} and the state directory",
-        ) from error
 
 
 def firmware_args(files: FirmwareFiles | None, variables: Path) -> Argv:

@@ -42,6 +42,7 @@ from arcsup.vm.belongings import (
 )
 from arcsup.vm.commandline import Sockets, build_command_line, expected_devices
 from arcsup.vm.control_groups import enclose
+from arcsup.vm.firmware_conditions import prepare_variables
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.iommufd import can_use_iommufd, open_iommufd
 from arcsup.vm.limits import limits_of
@@ -101,6 +102,7 @@ async def _start_locked(vm: ManagedVm, workshop: Workshop, lock: Sequence[int]) 
         allowed = (places.images, *workshop.image_folders)
         bounds = Bounds(account, allowed, own=places.answers)
     await _unless_ordered(vm, partial(create_files, vm.running, places, bounds))
+    await prepare_variables(vm, workshop)
     with ExitStack() as opened:
         held = list(lock)
         if account is not None:

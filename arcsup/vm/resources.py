@@ -24,7 +24,7 @@ from arcsup.vm.disks import (
 )
 from arcsup.vm.displays import DISPLAY_SOCKET, check_password, find_render_node, wants_gl
 from arcsup.vm.ephemeral import create_overlays, with_overlays
-from arcsup.vm.firmware import create_vars, find_firmware, vars_file
+from arcsup.vm.firmware import find_firmware
 from arcsup.vm.iommufd import Iommufd
 from arcsup.vm.looking import look_at
 from arcsup.vm.networks import check_networks
@@ -41,6 +41,7 @@ from arcsup.vm.tpm import (
     tpm_folder,
     tpm_helper,
 )
+from arcsup.vm.variables import vars_file
 
 OpenSocket = Callable[[Path], Listener]
 """Either makes a listening socket, or only names it for a command line that is printed."""
@@ -56,7 +57,7 @@ class Needs:
 
 
 async def create_files(vm: Vm, places: Places, bounds: Bounds | None = None) -> None:
-    """Make the VM's disks, UEFI variables and TPM folder where they are missing.
+    """Make the VM's disks and TPM folder where they are missing.
 
     ``bounds`` say what the VM may name, None for all that this process may: nothing is made
     before all of it is looked at. Raises Terminal for what is missing and cannot be made, Transient
@@ -69,8 +70,6 @@ async def create_files(vm: Vm, places: Places, bounds: Bounds | None = None) -> 
     await create_overlays(vm, places)
     await look_at(f"what {vm.name} reads", check_files, built, places.images)
     check_password(vm.display, places.images)
-    if (firmware := find_firmware(vm.firmware)) is not None:
-        create_vars(firmware.template, vars_file(places.state, vm.name))
     if vm.tpm:
         create_tpm_folder(tpm_folder(places.state, vm.name))
 

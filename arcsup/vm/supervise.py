@@ -44,6 +44,7 @@ from arcsup.vm.belongings import take_back_belongings
 from arcsup.vm.cleanup import GRACE, end_helpers, remove_runtime_folders
 from arcsup.vm.control_groups import enclose, find_limit_reached
 from arcsup.vm.ephemeral import remove_overlays
+from arcsup.vm.firmware_conditions import watch_variables
 from arcsup.vm.helpers import watch_helpers
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.launch import bring_up, find_last_words, start_qemu
@@ -331,6 +332,7 @@ async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> N
         nursery.start_soon(_run_post_start, vm, workshop)
         nursery.start_soon(keep_receiver, vm, workshop)
         nursery.start_soon(watch_helpers, vm, workshop)
+        nursery.start_soon(watch_variables, vm, workshop)
         end = await process.wait()
         if vm.qmp is not None:
             with trio.move_on_after(LAST_WORDS):

@@ -41,7 +41,7 @@ from arcsup.vm.capabilities import ask_binary, find_qemu
 from arcsup.vm.commandline import Resources, Sockets, build_command_line, expected_devices
 from arcsup.vm.cpu_features import ENLIGHTENMENTS, HIDING, SIBLINGS
 from arcsup.vm.disks import create_missing_disks, find_medium
-from arcsup.vm.firmware import create_vars, find_firmware
+from arcsup.vm.firmware import find_firmware
 from arcsup.vm.qmp import Qmp, connect_qmp_socket, open_qmp
 from arcsup.vm.shared_memory import (
     create_shared_memory,
@@ -49,6 +49,7 @@ from arcsup.vm.shared_memory import (
     remove_shared_memory,
 )
 from arcsup.vm.sockets import Listener, listen_unix
+from arcsup.vm.variables import create_vars
 from tests.vm_samples import make_vm
 
 SMALL = evolve(make_vm("small"), memory_mib=MiB(64))
@@ -100,7 +101,7 @@ async def find_everything(vm: Vm, folder: Path, listen: Callable[[Path], Listene
     await create_missing_disks(vm, folder)
     firmware, variables = find_firmware(vm.firmware), folder / "vars.fd"
     if firmware is not None:
-        create_vars(firmware.template, variables)
+        create_vars(firmware, variables)
     return Resources(
         qemu=qemu,
         capabilities=await ask_binary(qemu),
