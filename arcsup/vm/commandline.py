@@ -6,7 +6,7 @@ Option and argument stand on a line, in QEMU's own words (qemu-doc, "Invocation"
 import re
 from pathlib import Path
 
-from attrs import frozen
+from attrs import field, frozen
 
 from arcsup.errors import Terminal
 from arcsup.model import Argv, Audio, DisplayType, NetworkType, Vm
@@ -23,7 +23,8 @@ from arcsup.vm.displays import (
 from arcsup.vm.firmware import FirmwareFiles, firmware_args
 from arcsup.vm.iommufd import OBJECT, Iommufd, iommufd_args
 from arcsup.vm.networks import network_args
-from arcsup.vm.options import FUNCTIONS_PER_SLOT, AccelName, Slot, escape, on_off
+from arcsup.vm.options import AccelName, Slot, escape, on_off
+from arcsup.vm.ports import Room, port_args, window_args
 from arcsup.vm.shared_memory import SharedMemory, shared_memory_args
 from arcsup.vm.shares import share_args
 from arcsup.vm.sockets import Listener, chardev_place
@@ -32,9 +33,6 @@ from arcsup.vm.tpm import tpm_args
 
 CONSOLE_LOG = "console.log"
 """What the guest says on its serial console, in the VM's folder of logs."""
-
-SPARE_PORTS = 4
-"""PCIe root ports that every VM has, so that the first GPU moves nothing else."""
 
 
 @frozen
@@ -93,6 +91,7 @@ class Resources:
     slices: tuple[SliceDevice, ...] = ()
     iommufd: Iommufd | None = None
     cpu_flags: frozenset[str] = frozenset()
+    room: Room = field(factory=Room)
     shared_memory: tuple[SharedMemory, ...] = ()
 
 
@@ -102,7 +101,7 @@ def build_command_line(vm: Vm, host: Resources) -> Argv:
     Raises:
         Terminal: the VM asks for something that this QEMU cannot do or has no room for.
     """
-    known = host.capabilities
+    known, taken = host.capabilities, [device.port for device in host.slices]
     return (
         str(host.qemu),
         *_identity_args(vm),
@@ -110,12 +109,13 @@ def build_command_line(vm: Vm, host: Resources) -> Argv:
         *_cpu_args(vm, host),
         *_memory_args(vm, host),
         *firmware_args(host.firmware, host.firmware_vars),
+        *(window_args(taken, host.room, vm.qemu.args) if host.firmware else ()),
         *_boot_args(vm, host),
         *_monitor_args(host.sockets),
         *_console_args(host),
         *_guest_channel_args(vm, host),
         *_health_args(known),
-        *_port_args(host.slices),
+        *port_args(taken, host.room),
         *disk_args(vm, host.disks, known),
         *cdrom_args(vm, host.cdroms),
         *network_args(vm, known, vhost=host.vhost, taps=host.taps),
@@ -254,20 +254,6 @@ def _health_args(capabilities: Capabilities) -> Argv:
         "-object", "rng-builtin,id=entropy",
         "-device", f"virtio-rng-pci,id=rng,rng=entropy,bus=pcie.0,addr={Slot.RNG:#x}",
     )  # fmt: skip
-
-
-def _port_args(slices: tuple[SliceDevice, ...]) -> Argv:
-    count = max([SPARE_PORTS, *(device.port + 1 for device in slices)])
-    if count > FUNCTIONS_PER_SLOT:
-        raise Terminal(
-            f"{count} host devices in one VM", hint=f"at most {FUNCTIONS_PER_SLOT} have room"
-        )
-    argv: list[str] = []
-    for port in range(count):
-        place = f"bus=pcie.0,addr={Slot.PORTS:#x}.{port:#x}"
-        siblings = ",multifunction=on" if port == 0 else ""
-        argv += ["-device", f"pcie-root-port,id=port{port},chassis={port + 1},{place}{siblings}"]
-    return tuple(argv)
 
 
 def _slice_args(slices: tuple[SliceDevice, ...], capabilities: Capabilities) -> Argv:

@@ -122,6 +122,8 @@ async def _make_good(
     await vm.save(workshop, launch=launch, slices=slices)
     await vm.save_running(workshop)
     workshop.tell(vm.name, "gpus-changed", message)
+    vm.plugged.set()
+    vm.plugged = trio.Event()
 
 
 async def _settle_earlier(

@@ -135,6 +135,8 @@ class ManagedVm:
     gpus_refused: Vm | None = None
     """The version whose GPUs could not come to the running QEMU, or go from it."""
     changing_gpus: bool = False
+    plugged: trio.Event = field(factory=trio.Event)
+    """Set when GPUs have come to the running QEMU, or gone from it; then there is a new one."""
     cloning: bool = False
     """A disk of it is being copied."""
     unplugs: dict[str, trio.Event] = field(factory=dict)

@@ -7,9 +7,11 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from arcsup.host.accounts import Account
-from arcsup.host.cpu_flags import observe_cpu_flags
+from arcsup.host.bars import observe_largest
+from arcsup.host.cpu_flags import observe_address_bits, observe_cpu_flags
 from arcsup.host.identity import boot_id
 from arcsup.host.numa import observe_numa
+from arcsup.host.sysfs import Sysfs
 from arcsup.model import DisplayType, Firmware, GpuKind, Vm
 from arcsup.places import Places
 from arcsup.vm.accel import find_accel
@@ -29,6 +31,7 @@ from arcsup.vm.iommufd import Iommufd
 from arcsup.vm.looking import look_at
 from arcsup.vm.networks import check_networks
 from arcsup.vm.pinning import choose_numa_node
+from arcsup.vm.ports import Room, find_address_bits
 from arcsup.vm.reach import Bounds
 from arcsup.vm.shared_memory import Take, find_shared_memory
 from arcsup.vm.shares import Virtiofsd, check_share, find_virtiofsd, virtiofs_helper
@@ -118,6 +121,10 @@ async def find_needs(
         slices=slices,
         iommufd=iommufd,
         cpu_flags=observe_cpu_flags(),
+        room=Room(
+            find_address_bits(vm.cpus.model, accel, observe_address_bits()),
+            await look_at("the BARs of GPUs", observe_largest, Sysfs(places.sysfs)),
+        ),
         shared_memory=find_shared_memory(vm, take),
         vhost=accel == "kvm" and user.may_open(Path("/dev/vhost-net")),
     )

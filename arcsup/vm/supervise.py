@@ -40,6 +40,7 @@ from arcsup.plan.restart import (
     after_exit,
 )
 from arcsup.spec.native import load_vm
+from arcsup.vm.addresses import watch_addresses
 from arcsup.vm.belongings import take_back_belongings
 from arcsup.vm.cleanup import GRACE, end_helpers, remove_runtime_folders
 from arcsup.vm.control_groups import enclose, find_limit_reached
@@ -333,6 +334,7 @@ async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> N
         nursery.start_soon(keep_receiver, vm, workshop)
         nursery.start_soon(watch_helpers, vm, workshop)
         nursery.start_soon(watch_variables, vm, workshop)
+        nursery.start_soon(watch_addresses, vm, workshop)
         end = await process.wait()
         if vm.qmp is not None:
             with trio.move_on_after(LAST_WORDS):

@@ -22,6 +22,10 @@ def test_a_gpu_comes_to_a_running_vm_and_goes_from_it_with_the_guests_reset(daem
         daemon.client.post("/v1/vms/one/qmp", {"execute": "qom-list", "arguments": where})
     )
 
+    # Nor does a BIOS look at what is plugged, so nobody can use it. The first has its addresses.
+    assert daemon.wait_for_event("one", "device-unusable")["data"] == {"devices": ["gpu1"]}
+    assert "gpu1" in daemon.status("one")["reason"]
+
     daemon.drop("one", f"{TINY}gpus: [{SMALL}]\n")
 
     # A BIOS does not hear that it is to let a device go.
@@ -36,3 +40,4 @@ def test_a_gpu_comes_to_a_running_vm_and_goes_from_it_with_the_guests_reset(daem
     daemon.until(lambda: not daemon.status("one")["pending"], "the VM is as its file says")
     status = daemon.status("one")
     assert (status["pid"], status["gpus"]) == (first["pid"], first["gpus"])
+    daemon.wait_for_event("one", "device-usable")
