@@ -64,16 +64,16 @@ EARLIER_WRITES = 3.0
 
 def run_daemon(*, places: Places, config: Config, on_exit: str) -> int:
     """Run until SIGTERM or SIGINT; return the exit code. Raises ArcsupError when it cannot."""
-    _prepare_process()
+    descriptors = _prepare_process()
     with ExitStack() as held:
         # Members of the socket's group pass through the first, QEMU's user through both.
         held.enter_context(_hold(places.run, mode=0o755))
         held.enter_context(_hold(places.state, mode=0o711 if places.system else 0o750))
-        trio.run(partial(_serve, places, config, stop_vms=on_exit == "stop"))
+        trio.run(partial(_serve, places, config, descriptors, stop_vms=on_exit == "stop"))
     return ExitCode.OK
 
 
-async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
+async def _serve(places: Places, config: Config, descriptors: int, *, stop_vms: bool) -> None:
     await await_earlier_helpers(seconds=EARLIER_WRITES)
     dirty, bell, event_log = Dirty(), Bell(), EventLog()
     metrics = Metrics(arcsup.__version__)
@@ -81,7 +81,7 @@ async def _serve(places: Places, config: Config, *, stop_vms: bool) -> None:
     viewer = find_viewer(config.viewer)
     workshop = _open_workshop(places, config, dirty, bell, event_log, metrics, allocation, viewer)
     private_tmp = await choose_private_tmp(places, config.image_dirs)
-    workshop = evolve(workshop, private_tmp=private_tmp)
+    workshop = evolve(workshop, private_tmp=private_tmp, hook_descriptors=descriptors)
     fleet = Fleet(workshop, bell, config.start_limit or default_start_slots(), allocation)
     fleet.load_records()
     allocation.look.owners = fleet.slice_owners
@@ -260,11 +260,16 @@ def _hold(directory: Path, *, mode: int) -> Iterator[None]:
         yield
 
 
-def _prepare_process() -> None:
-    """Let nothing that we were started with leak into QEMU, and allow a descriptor per socket."""
+def _prepare_process() -> int:
+    """Let nothing that we were started with leak into QEMU, and allow a descriptor per socket.
+
+    Returns how many descriptors programs were allowed before. QEMU keeps what it is given here: its
+    main loop polls, and newer versions raise the limit themselves (os-posix.c, os_setup_limits).
+    """
     for descriptor in map(int, [entry.name for entry in Path("/proc/self/fd").iterdir()]):
         with suppress(OSError):  # The one that the directory itself was read through.
             os.set_inheritable(descriptor, descriptor <= sys.stderr.fileno())
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     os.umask(0o027)
+    return soft

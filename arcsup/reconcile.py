@@ -42,7 +42,6 @@ from arcsup.vm.slices import find_lost_slices, release_slices
 from arcsup.vm.strays import names_held
 from arcsup.vm.supervise import (
     begin,
-    find_qemu_process,
     remove_leftovers,
     resume_vm,
     supervise,
@@ -297,6 +296,10 @@ class Reconciler:
                 await self._try_again([f"{error.message}; {error.hint}"])
             except OSError as error:
                 await self._try_again([describe_os_error(error)])
+            except Exception as error:
+                if not is_shortage(error):
+                    raise
+                await self._try_again([f"{vm.name}: {error}"])
             finally:
                 vm.releasing = False
                 self.dirty.mark("devices")
@@ -327,10 +330,7 @@ class Reconciler:
                 continue
             # Who does not find the QEMU that its record names sees to the lock itself.
             self.fleet.unrecorded.discard(vm.name)
-            process = find_qemu_process(vm, workshop.boot_id)
-            if process is not None:
-                self.metrics.count_adopted()
-            self.nursery.start_soon(resume_vm, vm, workshop, process)
+            self.nursery.start_soon(resume_vm, vm, workshop, self.metrics.count_adopted)
 
 
 def choose_accounts(config: Config, machine: str) -> Accounts:

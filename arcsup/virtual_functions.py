@@ -13,7 +13,7 @@ import trio
 from attrs import define, evolve, field
 
 from arcsup.devices import Inventory, VfQuota
-from arcsup.errors import ArcsupError, Stuck, Terminal, Transient
+from arcsup.errors import ArcsupError, Stuck, Terminal, Transient, is_shortage
 from arcsup.host.mixed_sizes import enable_mixed_sizes
 from arcsup.host.sriov import enable_vfs, find_vfs
 from arcsup.host.sysfs import Sysfs
@@ -122,6 +122,19 @@ class VfKeeper:
         return [f"{address}: {what}" for address, what in sorted(self._said.items())]
 
     async def _carry_out(self, step: SetVfs | SetMixed | SetQuota) -> None:
+        try:
+            await self._try(step)
+        except Exception as error:
+            if not is_shortage(error):
+                raise
+            # One card's trouble, and one that passes: the next look says what is still to be done.
+            self._say(step.address, f"the host has run out of something: {error}")
+            await trio.sleep(RETRY_SECONDS)
+        finally:
+            self._working.discard(step.address)
+            self.changed()
+
+    async def _try(self, step: SetVfs | SetMixed | SetQuota) -> None:
         address = step.address
         try:
             if isinstance(step, SetVfs):
@@ -136,9 +149,6 @@ class VfKeeper:
             self.busy.pop(address, None)
         except ArcsupError as error:
             await self._note_failure(step, error)
-        finally:
-            self._working.discard(address)
-            self.changed()
 
     async def _set_vfs(self, step: SetVfs) -> None:
         address = step.address

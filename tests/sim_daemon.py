@@ -211,7 +211,7 @@ class SimDaemon:
                 vm.running = load_vm(launch.text, vm.file, MACHINE)
                 await self._become_ready(vm)
             else:
-                await supervise.resume_vm(vm, self.fleet.workshop, None)
+                await supervise.resume_vm(vm, self.fleet.workshop)
 
     async def _supervise(self, vm: ManagedVm, workshop: Workshop) -> None:
         """Start a QEMU in the order of vm/launch.py."""

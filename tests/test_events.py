@@ -1,5 +1,6 @@
 """What makes the daemon look: marks, bells, files and the kernel, on the real things."""
 
+import errno
 import os
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -8,15 +9,18 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import pyudev
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 from watchfiles import awatch
 
+from arcsup.errors import is_shortage
 from arcsup.events.dirty import Bell, Dirty
 from arcsup.events.kernel_log import watch_kernel_log
 from arcsup.events.uevents import watch_uevents
 from arcsup.events.watch import REOPEN_SECONDS, watch_files
 from arcsup.host.kmsg import LogRecord
+from tests.shortages import without_descriptors
 
 PATIENCE = 30.0
 
@@ -242,3 +246,50 @@ async def test_what_a_program_has_written_to_the_kernel_log_is_not_taken_for_the
     with trio.fail_after(PATIENCE):
         await watch_kernel_log(heard.append, tmp_path / "kmsg")
     assert heard == []
+
+
+async def test_a_line_of_the_kernel_log_that_could_not_be_looked_into_is_heard_later_and_once(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    heard, failures = list[str](), [OSError(errno.EMFILE, "Too many open files")] * 3
+
+    def hear(record: LogRecord) -> None:
+        if failures:
+            raise failures.pop()
+        heard.append(record.text)
+
+    (tmp_path / "kmsg").write_text("4,1,1000000,-;one\n")
+    await watch_kernel_log(hear, tmp_path / "kmsg")
+
+    assert heard == ["one"]
+
+
+async def test_a_kernel_log_for_which_there_is_no_descriptor_is_asked_for_again(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "kmsg").write_text("4,1,1000000,-;one\n")
+    with without_descriptors(), pytest.raises(OSError, match="Too many open files") as refused:
+        await watch_kernel_log(lambda _: None, tmp_path / "kmsg")
+    assert is_shortage(refused.value)
+
+
+async def test_device_events_are_listened_to_as_soon_as_that_is_possible(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    # pyudev knows no number where libudev has set none.
+    failures = [OSError("Could not create udev monitor"), OSError(errno.EMFILE, "Too many")]
+    open_really = pyudev.Monitor.from_netlink
+
+    def open_at_last(context: pyudev.Context, source: str) -> pyudev.Monitor:
+        if failures:
+            raise failures.pop()
+        return open_really(context, source)
+
+    monkeypatch.setattr(pyudev.Monitor, "from_netlink", open_at_last)
+    looks = Looks()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch_uevents, looks, lambda _: None)
+        with trio.fail_after(PATIENCE):
+            await looks.bell.wait()
+        nursery.cancel_scope.cancel()
+    assert not failures

@@ -18,6 +18,7 @@ from arcsup.host.inventory import observe_inventory
 from arcsup.host.pci_ids import PciIds
 from arcsup.host.surroundings import Surroundings
 from arcsup.host.sysfs import Sysfs
+from tests.shortages import without_descriptors
 from tests.trees import MBOCHS, P4, Tree
 
 GOOD = "0000:07:00.0"
@@ -149,3 +150,15 @@ def test_no_attribute_raises(data: bytes) -> None:
 def test_hexadecimal_numbers_have_their_digits(tmp_path: Path, text: str, digits: str) -> None:
     (tmp_path / "vendor").write_text(text)
     assert Sysfs(tmp_path).hex_digits("vendor", 4) == digits
+
+
+def test_a_tree_that_no_descriptor_is_left_for_is_not_taken_for_an_empty_one(
+    tmp_path: Path,
+) -> None:
+    sysfs = Sysfs(tmp_path)
+    with without_descriptors():
+        with pytest.raises(OSError, match="Too many open files"):
+            sysfs.names(".")
+        with pytest.raises(OSError, match="Too many open files"):
+            sysfs.text("vendor")
+    assert sysfs.names("nothing") == []

@@ -213,7 +213,7 @@ async def test_a_start_that_is_undone_leaves_nothing_to_save(host: SmallHost) ->
     vm.phase = Phase.DOWN
     await vm.save(host.fleet.workshop, launch=Launch(BOOT, "memory: 64\n"))
 
-    await resume_vm(vm, host.fleet.workshop, None)
+    await resume_vm(vm, host.fleet.workshop)
 
     assert "undone" in host.told
     assert (vm.record.launch, vm.record.save) == (None, False)

@@ -1,5 +1,6 @@
 """The keeper of virtual functions on a device tree whose driver is played."""
 
+import errno
 import json
 import os
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -452,3 +453,36 @@ async def test_the_daemon_ends_while_a_driver_does_not_tell_a_quota(
         world.tend(GpuPolicy(CARD, vf_quota=QUOTA))
         await until(is_read)
     assert await comes_true(lambda: str(quota) not in unanswered_writes(), seconds=60)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EMFILE, "Too many open files"), RuntimeError("can't start new thread")],
+    ids=repr,
+)
+async def test_a_card_is_tried_again_when_the_host_had_nothing_left_for_it(
+    tree: Tree,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    error: Exception,
+) -> None:
+    monkeypatch.setattr(virtual_functions, "RETRY_SECONDS", 0.01)
+    async with open_world(tree, monkeypatch, tmp_path) as world:
+        failures = [error]
+        enable = world.driver.enable_vfs
+
+        async def fail_once(address: str, count: int, sysfs: Sysfs) -> None:
+            if failures:
+                raise failures.pop()
+            await enable(address, count, sysfs)
+
+        monkeypatch.setattr(virtual_functions, "enable_vfs", fail_once)
+        wanted = GpuPolicy(CARD, vfs=4)
+        world.tend(wanted)
+        await until(lambda: world.keeper.findings())
+        assert str(error) in world.keeper.findings()[0]
+        await until(lambda: world.calls)
+
+        world.tend(wanted)
+        await until(lambda: world.count() == 4)
+        await until(lambda: not world.keeper.findings())

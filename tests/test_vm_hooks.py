@@ -151,3 +151,16 @@ async def test_root_runs_no_hook_that_somebody_else_could_have_written(
 
     assert why in told.messages[0]
     assert not (tmp_path / "ran").exists()
+
+
+async def test_a_hook_has_the_limit_of_descriptors_that_the_daemon_was_started_with(
+    tmp_path: Path, told: Told
+) -> None:
+    workshop = make(tmp_path, told)
+    workshop.hook_descriptors = 77
+    vm = make_vm(tmp_path, script(tmp_path, "hook", f"ulimit -S -n >{tmp_path}/limit"))
+
+    await run_hooks(vm, workshop, "postStart")
+
+    assert told.messages == []
+    assert (tmp_path / "limit").read_text() == "77\n"

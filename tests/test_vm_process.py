@@ -1,5 +1,6 @@
 """Real programs behind their gates, held by who they are."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from arcsup.vm.process import (
     read_start_time,
     start_gated,
 )
+from tests.shortages import without_descriptors
 
 BOOT = "boot"
 
@@ -89,6 +91,55 @@ async def test_a_process_is_found_by_who_it_is_and_not_by_its_number(tmp_path: P
     assert Process.find(identity, boot_id=BOOT) is None
     assert read_start_time(identity.pid) is None
     gated.process.close()
+
+
+async def test_a_process_that_cannot_be_looked_at_is_not_taken_for_gone(tmp_path: Path) -> None:
+    gated = start(tmp_path, "exec sleep 600")
+    gated.open_gate()
+
+    with without_descriptors(), pytest.raises(OSError, match="Too many open files"):
+        Process.find(gated.process.identity, boot_id=BOOT)
+
+    with trio.fail_after(30):
+        await end_process(gated.process, grace=10)
+    gated.process.close()
+
+
+def test_who_holds_a_file_is_not_known_to_be_nobody_where_no_look_is_possible(
+    tmp_path: Path,
+) -> None:
+    with open(tmp_path / "lock", "w"):
+        with without_descriptors(), pytest.raises(OSError, match="Too many open files"):
+            list(find_processes_holding(tmp_path / "lock"))
+        assert os.getpid() in find_processes_holding(tmp_path / "lock")
+
+
+def test_a_program_that_cannot_be_held_is_ended_before_it_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(pid: int) -> int:
+        started.append(pid)
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    started: list[int] = []
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("os.pidfd_open", refuse)
+
+    with pytest.raises(OSError, match="Too many open files"):
+        start(tmp_path, "echo begun; exec sleep 600")
+
+    assert not Path(f"/proc/{started[0]}").exists()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_start_that_fails_at_the_next_program_lets_go_of_the_first(tmp_path: Path) -> None:
+    before = len(os.listdir("/proc/self/fd"))
+
+    with pytest.raises(RuntimeError), closing_gate(start(tmp_path, "echo begun")) as gated:
+        raise RuntimeError("the next one could not be started")
+
+    assert not Path(f"/proc/{gated.process.pid}").exists()
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 async def test_a_process_that_is_no_child_is_watched_too() -> None:

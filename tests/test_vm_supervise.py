@@ -270,3 +270,72 @@ async def test_an_error_that_is_no_trouble_of_the_hosts_fails_the_start(
     await supervise.supervise(vm, host.fleet.workshop)
 
     assert vm.record.failure is not None
+
+
+async def test_a_qemu_that_could_not_be_looked_at_for_a_while_is_adopted_after_that(
+    autojump_clock: MockClock, host: SmallHost, vm: ManagedVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError(errno.EMFILE, "Too many open files")] * 3
+    process = Stubborn()
+
+    def look(*_: object) -> Process:
+        if failures:
+            raise failures.pop()
+        process.gone.set()
+        return process
+
+    monkeypatch.setattr(supervise, "find_qemu_process", look)
+    vm.phase = Phase.DOWN
+    host.fleet.workshop.records = RecordStore(host.places.state / "vms")
+
+    await supervise.resume_vm(vm, host.fleet.workshop)
+
+    assert host.told == ["trouble", "trouble", "trouble", "adopted", "ended"]
+    assert vm.record.last_exit is not None
+    assert vm.record.last_exit.signal == signal.SIGKILL
+
+
+async def test_how_a_qemu_ended_is_not_lost_when_the_kernel_log_cannot_be_read_at_once(
+    autojump_clock: MockClock, host: SmallHost, vm: ManagedVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError(errno.EMFILE, "Too many open files")] * 3
+
+    async def look(*_: object) -> str:
+        if failures:
+            raise failures.pop()
+        return "the kernel killed it at the memory limit of its control group /arcsup"
+
+    monkeypatch.setattr(supervise, "find_limit_reached", look)
+    host.fleet.workshop.records = RecordStore(host.places.state / "vms")
+
+    finish = partial(supervise._finish, vm, host.fleet.workshop, ProcessEnd(signal=9), "")
+    await supervise._keep_at_it(vm, host.fleet.workshop, finish)
+
+    assert vm.record.last_exit is not None
+    assert vm.record.last_exit.signal == signal.SIGKILL
+    assert "at the memory limit" in vm.record.last_exit.detail
+    assert host.told == ["ended"]
+
+
+async def test_a_qemu_without_a_record_is_not_over_because_nobody_could_look(
+    autojump_clock: MockClock, host: SmallHost, vm: ManagedVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers: list[bool | OSError] = [True, OSError(errno.EMFILE, "Too many open files"), True]
+    asked = list[str]()
+
+    def look(*_: object) -> bool:
+        asked.append(vm.unrecorded or "")
+        answer = answers.pop(0) if answers else False
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(supervise, "is_held", look)
+    vm.phase = Phase.DOWN
+    vm.record = evolve(vm.record, launch=None)
+
+    await supervise.watch_unrecorded(vm, host.fleet.workshop)
+
+    assert all("no record tells of it" in what for what in asked[:4])
+    assert vm.unrecorded is None
+    assert host.told == ["unrecorded", "unrecorded-ended"]

@@ -112,8 +112,8 @@ class Connections:
         """Take in who comes to ``listener``, for ever; each is served in ``handlers``."""
         listener.setblocking(False)
         while True:
-            await trio.lowlevel.wait_readable(listener)
             try:
+                await trio.lowlevel.wait_readable(listener)
                 accepted, _ = listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 continue  # Whoever it was has left.

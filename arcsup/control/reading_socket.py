@@ -12,6 +12,7 @@ from arcsup.alongside import leaves
 from arcsup.control.server import find_group, serve_control
 from arcsup.control.supervisor import Supervisor
 from arcsup.errors import ArcsupError
+from arcsup.keep_going import keep_going
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,10 @@ class ReadingSocket:
     async def serve(self, *, task_status: trio.TaskStatus[None]) -> None:
         """Serve until cancelled. What prevents it at first is raised, as by ``serve_control``."""
         await self._serve_until_changed(task_status)
+        serve = partial(self._serve_until_changed, trio.TASK_STATUS_IGNORED)
         while True:
             try:
-                await self._serve_until_changed(trio.TASK_STATUS_IGNORED)
+                await keep_going("serving the socket for reading", serve)
             except* ArcsupError as group:
                 for error in leaves(group):
                     logger.error("%s", error.message)  # noqa: TRY400

@@ -27,6 +27,7 @@ from arcsup.control.app import make_app
 from arcsup.control.connections import Connections
 from arcsup.control.supervisor import Supervisor
 from arcsup.errors import ArcsupError, NotPermitted, Refused, Terminal
+from arcsup.keep_going import keep_going
 from arcsup.places import SOCKET_PATH_LIMIT
 
 logger = logging.getLogger(__name__)
@@ -97,11 +98,11 @@ async def serve_control(
     async with trio.open_nursery() as nursery:
         try:
             handlers = await nursery.start(hold_handlers)
-            nursery.start_soon(connections.tend)
+            nursery.start_soon(keep_going, "looking after clients", connections.tend)
             logger.info("listening on %s", socket_path)
             task_status.started()
             while True:
-                await place.while_there(partial(connections.accept, handlers=handlers))
+                await place.while_there(partial(_accept, connections, handlers))
                 await place.bind_again()
         finally:
             closing.set()
@@ -111,6 +112,12 @@ async def serve_control(
             if not served.is_set():
                 connections.break_all()
             connections.close()
+
+
+async def _accept(
+    connections: Connections, handlers: trio.Nursery, listener: socket.socket
+) -> None:
+    await keep_going("accepting", partial(connections.accept, listener, handlers))
 
 
 @define(eq=False)

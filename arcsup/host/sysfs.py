@@ -2,6 +2,8 @@
 
 Entries appear file by file and go while they are read, and a broken driver can say anything. So a
 read never raises: what is not there is None, and what is there but wrong is None and a fault.
+Only where this process has no descriptor left to look with OSError is raised: that says nothing of
+the device, and who took it for gone would stop its VM.
 """
 
 import errno
@@ -22,6 +24,9 @@ _GONE = (errno.ENOENT, errno.ENOTDIR, errno.ENODEV)
 """What a read says of a device that goes meanwhile; ENODEV is the word of drivers."""
 
 _COUNT = re.compile(r"[0-9]{1,18}")
+_NOT_LOOKED = (errno.EMFILE, errno.ENFILE)
+"""What no driver answers: open(2) itself could not be tried. Of memory drivers may speak, too."""
+
 _HEX = re.compile(r"(0[xX])?([0-9A-Fa-f]{1,8})")
 
 
@@ -146,6 +151,8 @@ class Sysfs:
             return False
 
     def _note(self, path: str, error: OSError) -> None:
+        if error.errno in _NOT_LOOKED:
+            raise error
         if error.errno not in _GONE:
             self.fault(path, f"cannot be read: {(error.strerror or str(error)).lower()}")
 

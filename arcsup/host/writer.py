@@ -28,6 +28,9 @@ _OUTPUT_LIMIT = 1 << 16
 _PAUSE = 0.02
 """Seconds between two looks for what no event tells of."""
 
+_HOLD_AGAIN = 1.0
+"""Seconds after which a descriptor is asked for again, to wait for a helper by."""
+
 _STUCK_HINT = "it may be waiting for a program that has the device open; the kernel log tells"
 
 _MARK = "ARCSUP_WORKS_ON"
@@ -118,7 +121,7 @@ async def run_helper(
     output = os.memfd_create("output")
     try:
         pid = _spawn(argv, what, text, output)
-        pidfd = os.pidfd_open(pid)
+        pidfd = _hold(pid, what)
         status = None
         try:
             with trio.move_on_after(seconds):
@@ -136,6 +139,28 @@ async def run_helper(
         return HelperEnd(status, os.pread(output, _OUTPUT_LIMIT, 0).decode(errors="replace"))
     finally:
         os.close(output)
+
+
+def _hold(pid: int, what: str) -> int:
+    """Return a helper's pidfd. Raises Transient, and ends it, where none can be had."""
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        _unanswered[what] += 1
+        with suppress(ProcessLookupError):
+            os.killpg(pid, signal.SIGKILL)
+        trio.lowlevel.spawn_system_task(_reap_unheld, pid, what)
+        raise Transient(f"{what}: a helper cannot be waited for: {error.strerror}") from error
+
+
+async def _reap_unheld(pid: int, what: str) -> None:
+    """Reap a killed helper for which there was no descriptor to wait by."""
+    pidfd = -1
+    while pidfd < 0:
+        await trio.sleep(_HOLD_AGAIN)
+        with suppress(OSError):  # The pid is still its own: nobody has reaped it.
+            pidfd = os.pidfd_open(pid)
+    await _reap(pidfd, what)
 
 
 def _spawn(argv: Sequence[str], what: str, text: str, output: int) -> int:
@@ -197,7 +222,7 @@ def _find_helpers(proc: Path) -> Iterator[tuple[int, str]]:
     for process in proc.glob("[1-9]*"):
         try:
             pidfd = os.pidfd_open(int(process.name))
-        except OSError:
+        except ProcessLookupError:
             continue  # It has ended meanwhile.
         what = _read_mark(process / "environ")
         if what is None or not _is_own(process / "status"):

@@ -4,8 +4,11 @@ In system mode the daemon is root, so a hook would give root to whoever can writ
 the program: both must belong to root and be writable by nobody else, or the hook is refused.
 """
 
+import errno
 import logging
+import os
 import shlex
+import shutil
 from pathlib import Path
 from typing import Literal
 
@@ -48,6 +51,17 @@ async def run_hooks(vm: ManagedVm, workshop: Workshop, moment: Moment) -> None:
         return
 
 
+def _limiting(workshop: Workshop) -> Argv:
+    """Return what gives a hook the limit of descriptors that the daemon was started with.
+
+    The daemon raises its own as far as it may, and a program that waits by select(2), or closes
+    every descriptor that it might have, is not made for that (setrlimit(2), select(2)).
+    """
+    if workshop.hook_descriptors is None:
+        return ()
+    return ("prlimit", f"--nofile={workshop.hook_descriptors}:", "--")
+
+
 async def _run(argv: Argv, vm: ManagedVm, workshop: Workshop, moment: Moment) -> str:
     """Run one hook; return what is wrong, "" when nothing is."""
     if workshop.places.system and (why := find_distrust(vm.file) or find_distrust(Path(argv[0]))):
@@ -60,11 +74,14 @@ async def _run(argv: Argv, vm: ManagedVm, workshop: Workshop, moment: Moment) ->
         "ARCSUP_MOMENT": moment,
         "ARCSUP_RUN": str(workshop.places.run),
     }
+    if shutil.which(argv[0]) is None:
+        number = errno.EACCES if Path(argv[0]).exists() else errno.ENOENT
+        return f"cannot be run: {os.strerror(number)}"
     try:
         with open(log, "ab") as output:
             with trio.fail_after(DEADLINE):
                 done = await trio.run_process(
-                    list(argv),
+                    [*_limiting(workshop), *argv],
                     stdin=b"",
                     stdout=output,
                     stderr=output,

@@ -78,6 +78,8 @@ class Workshop:
     """Devices go by iommufd where that can be."""
     usb: tuple[UsbPolicy, ...] = ()
     """Which USB devices of the host may be given to VMs."""
+    hook_descriptors: int | None = None
+    """How many descriptors hooks may open (a soft limit); None: as many as the daemon."""
 
     @property
     def shares_user(self) -> bool:

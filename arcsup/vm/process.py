@@ -9,12 +9,13 @@ Identity is (boot id, pid, start time): a pid alone is reused. Sources: proc_pid
 pidfd_open(2), proc_sys_kernel(5) random/boot_id.
 """
 
+import errno
 import os
 import resource
 import signal
 import stat
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -56,6 +57,10 @@ def inherited_environment() -> dict[str, str]:
         for key, value in os.environ.items()
         if key in _PASSED_ON or key.startswith(_PASSED_ON_BEGINNINGS)
     }
+
+
+_NO_SUCH_PROCESS = frozenset({errno.ESRCH, errno.EINVAL, errno.ENOENT})
+"""What pidfd_open(2) says of a pid that is free, or a thread's by now (EINVAL, ENOENT)."""
 
 
 @frozen
@@ -102,17 +107,24 @@ class Process:
 
     @classmethod
     def find(cls, identity: ProcessId, *, boot_id: str) -> Self | None:
-        """Take hold of a process that was started earlier; None when it is no longer there."""
+        """Take hold of a process that was started earlier; None when it is no longer there.
+
+        Raises OSError where that cannot be seen: without a free descriptor, say. It may run then.
+        """
         if identity.boot_id != boot_id:
             return None
         try:
             pidfd = os.pidfd_open(identity.pid)
-        except OSError:
-            return None
-        # Only after the pidfd is held is it certain that the pid cannot change hands.
-        if read_start_time(identity.pid) != identity.start_time:
-            os.close(pidfd)
-            return None
+        except OSError as error:
+            if error.errno in _NO_SUCH_PROCESS:
+                return None
+            raise
+        with ExitStack() as held:
+            held.callback(os.close, pidfd)
+            # Only after the pidfd is held is it certain that the pid cannot change hands.
+            if read_start_time(identity.pid) != identity.start_time:
+                return None
+            held.pop_all()
         return cls(identity, pidfd)
 
     def send(self, number: signal.Signals) -> None:
@@ -162,6 +174,20 @@ class GatedProcess:
             os.close(self._gate)
             self._gate = None
 
+    def abandon(self) -> None:
+        """End and reap a program that has not begun; one that has runs on, and is held."""
+        if self._gate is None:
+            return
+        self.close_gate()
+        _reap_shell(self.process.pid)
+        self.process.close()
+
+
+def _reap_shell(pid: int) -> None:
+    """End a child that waits at its gate: nothing keeps it from dying at once."""
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+
 
 def limit_locked_memory(pid: int, size: int) -> None:
     """Let a program lock, and devices pin for it, so many bytes (RLIMIT_MEMLOCK).
@@ -191,7 +217,8 @@ def start_gated(
 
     It is ``account`` (None: this process's user) from the moment that it is the program.
     ``private_tmp``: with a /tmp of its own, which is made while it waits.
-    Raises Terminal when it cannot even be forked or the output file cannot be opened.
+    Raises Terminal when it cannot even be forked or the output file cannot be opened, OSError
+    where no descriptor is left to hold it by.
     """
     reader, writer = os.pipe()
     try:
@@ -219,11 +246,21 @@ def start_gated(
         raise Terminal(f"{argv[0]} could not be started: {error.strerror}") from error
     finally:
         os.close(reader)
+    try:
+        return GatedProcess(_hold_child(pid, boot_id), writer)
+    except OSError:
+        # No descriptor is left to see it by. Nobody would know of it, nor would it read EOF.
+        os.close(writer)
+        _reap_shell(pid)
+        raise
+
+
+def _hold_child(pid: int, boot_id: str) -> Process:
+    """Take hold of a child that nobody has reaped. Raises OSError."""
     start_time = read_start_time(pid)
     if start_time is None:
         raise AssertionError("a child that nobody has reaped has an entry in /proc")
-    process = Process(ProcessId(boot_id, pid, start_time), os.pidfd_open(pid))
-    return GatedProcess(process, writer)
+    return Process(ProcessId(boot_id, pid, start_time), os.pidfd_open(pid))
 
 
 def read_start_time(pid: int) -> int | None:
@@ -243,7 +280,7 @@ def find_processes_holding(path: Path) -> Iterator[int]:
         wanted = path.stat()
     except FileNotFoundError:
         return
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+    for descriptor in _find_open_files():
         try:
             found = descriptor.stat()
         except OSError:
@@ -253,6 +290,14 @@ def find_processes_holding(path: Path) -> Iterator[int]:
             wanted.st_ino,
         ):
             yield int(descriptor.parts[2])
+
+
+def _find_open_files() -> Iterator[Path]:
+    """Yield /proc/PID/fd/N. Raises OSError where we lack what it takes to look."""
+    for process in Path("/proc").iterdir():
+        if process.name.isdecimal():
+            with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+                yield from list((process / "fd").iterdir())
 
 
 async def end_process(process: Process, *, grace: float) -> ProcessEnd:
@@ -272,8 +317,14 @@ async def end_process(process: Process, *, grace: float) -> ProcessEnd:
 
 @contextmanager
 def closing_gate(gated: GatedProcess) -> Iterator[GatedProcess]:
-    """Never leave a shell waiting at its gate, whatever happens in the block."""
+    """Never leave a shell waiting at its gate, whatever happens in the block.
+
+    Where the block fails nobody is left who would reap it and let go of it.
+    """
     try:
         yield gated
+    except BaseException:
+        gated.abandon()
+        raise
     finally:
         gated.close_gate()

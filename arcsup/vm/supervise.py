@@ -26,6 +26,7 @@ from arcsup.host.cgroups import end_and_remove_group
 from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
 from arcsup.host.writer import comes_true
 from arcsup.host_trouble import is_host_trouble, tells_host_trouble
+from arcsup.keep_going import keep_going
 from arcsup.model import ExitClass, LastExit
 from arcsup.plan.lifecycle import Evidence, Phase, Step, classify_exit
 from arcsup.plan.mode import NORMAL
@@ -170,11 +171,29 @@ async def watch_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
     """
     if vm.unrecorded is not None:
         return
-    places, vm.order = workshop.places, None
-    pids = find_holders(places, vm.name)
+    vm.unrecorded, vm.order = what_to_do(vm.name), None
+    what = f"{vm.name}: looking at a QEMU that no record tells of"
+    # Whoever lacks what it takes to look has not seen it end.
+    await keep_going(what, partial(_tell_unrecorded, vm, workshop))
+    await keep_going(what, partial(_await_unrecorded, vm, workshop))
+    vm.unrecorded, vm.order = None, None
+    workshop.tell(vm.name, "unrecorded-ended", "the QEMU that no record told of has ended")
+    workshop.changed()
+    if vm.record.launch is not None:
+        await resume_vm(vm, workshop)
+    else:
+        await _keep_at_it(vm, workshop, partial(_tidy_up_unrecorded, vm, workshop))
+
+
+async def _tell_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
+    pids = find_holders(workshop.places, vm.name)
     vm.unrecorded = f"{describe_holder(pids)}; {what_to_do(vm.name)}"
     workshop.tell(vm.name, "unrecorded", vm.unrecorded, pids=pids)
     workshop.changed()
+
+
+async def _await_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
+    places = workshop.places
     while is_held(places, vm.name):
         pids = find_holders(places, vm.name)
         process = hold_process(places, vm.name, pids[0], workshop.boot_id) if pids else None
@@ -185,14 +204,11 @@ async def watch_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
             await _see_unrecorded(vm, workshop, process)
         finally:
             process.close()
-    vm.unrecorded, vm.order = None, None
-    workshop.tell(vm.name, "unrecorded-ended", "the QEMU that no record told of has ended")
-    workshop.changed()
-    if vm.record.launch is not None:
-        await resume_vm(vm, workshop, None)
-    else:
-        await _tidy_up(vm, workshop)
-        await remove_overlays(vm.name, workshop.places)
+
+
+async def _tidy_up_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
+    await _tidy_up(vm, workshop)
+    await remove_overlays(vm.name, workshop.places)
 
 
 async def remove_leftovers(vm: ManagedVm, workshop: Workshop) -> None:
@@ -225,20 +241,33 @@ async def _see_unrecorded(vm: ManagedVm, workshop: Workshop, process: Process) -
         nursery.cancel_scope.cancel()
 
 
-async def resume_vm(vm: ManagedVm, workshop: Workshop, process: Process | None) -> None:
-    """Go on with a launch that the record tells of; ``process`` is its QEMU, None if it ended."""
-    if process is None and is_held(workshop.places, vm.name):
-        await watch_unrecorded(vm, workshop)
-        return
+async def resume_vm(
+    vm: ManagedVm, workshop: Workshop, adopted: Callable[[], None] = lambda: None
+) -> None:
+    """Go on with a launch that the record tells of; ``adopted`` is called where its QEMU runs."""
     begin(vm, "it is in the record")
-    vm.adopted, vm.process = True, process
     launch = vm.record.launch
     vm.evidence = Evidence(was_ready=launch is not None and launch.ready_at is not None)
-    attempt = partial(_resume, vm, workshop, "it ended while no daemon was there")
+    attempt = partial(_adopt, vm, workshop, adopted)
     await _keep_at_it(vm, workshop, attempt)
 
 
-async def _resume(vm: ManagedVm, workshop: Workshop, if_ended: str) -> None:
+async def _adopt(vm: ManagedVm, workshop: Workshop, adopted: Callable[[], None]) -> None:
+    # Without a free descriptor it is not known whether it runs, and nothing is concluded.
+    process = find_qemu_process(vm, workshop.boot_id)
+    if process is None and is_held(workshop.places, vm.name):
+        vm.step(Step.END)
+        await watch_unrecorded(vm, workshop)
+        return
+    if process is not None:
+        adopted()
+    await _resume(vm, workshop, process, "it ended while no daemon was there")
+
+
+async def _resume(
+    vm: ManagedVm, workshop: Workshop, process: Process | None, if_ended: str
+) -> None:
+    vm.adopted, vm.process = True, process
     was_ready = vm.evidence.was_ready
     if vm.record.launch is not None:
         vm.running = load_vm(vm.record.launch.text, vm.file, workshop.machine_id)
@@ -305,19 +334,19 @@ async def _keep_at_it(
             vm.running = None
             workshop.changed()
             return
-        _take_up_again(vm, workshop)
-        attempt = partial(_resume, vm, workshop, "it ended while nobody could watch it")
+        vm.step(Step.START, "it is in the record")
+        vm.ready, vm.enclosed = trio.Event(), trio.Event()
+        attempt = partial(_take_up_again, vm, workshop)
 
 
-def _take_up_again(vm: ManagedVm, workshop: Workshop) -> None:
-    vm.step(Step.START, "it is in the record")
-    vm.adopted, vm.process = True, find_qemu_process(vm, workshop.boot_id)
-    vm.ready, vm.enclosed = trio.Event(), trio.Event()
+async def _take_up_again(vm: ManagedVm, workshop: Workshop) -> None:
+    process = find_qemu_process(vm, workshop.boot_id)
     vm.conditions.clear()
+    await _resume(vm, workshop, process, "it ended while nobody could watch it")
 
 
 def find_qemu_process(vm: ManagedVm, boot_id: str) -> Process | None:
-    """Return the QEMU that a VM's record tells of, if it still runs."""
+    """Return the QEMU that a VM's record tells of, if it still runs. Raises OSError: not seen."""
     for owned in vm.record.launch.processes if vm.record.launch else ():
         if owned.role == "qemu":
             return Process.find(owned.identity, boot_id=boot_id)
@@ -474,8 +503,8 @@ async def _finish(
     device_trouble: bool = False,
 ) -> None:
     """Take note of an end, and settle it."""
-    limit_reached = await find_limit_reached(vm, end)
-    exit_class = classify_exit(await _complete_evidence(vm, end, at_limit=bool(limit_reached)))
+    limit_reached, evidence = await _look_into(vm, end)
+    exit_class = classify_exit(evidence)
     detail = limit_reached or detail or _took(vm)
     forced = _tell_forced(vm, workshop)
     last_exit = LastExit(exit_class, end.code, end.signal, datetime.now(UTC), detail, forced)
@@ -524,6 +553,21 @@ def _tell_forced(vm: ManagedVm, workshop: Workshop) -> bool:
     message = f"the guest {how}: its plug was pulled by {last.rung}"
     workshop.tell(vm.name, "plug-pulled", message, asked=asked, rung=last.rung)
     return True
+
+
+async def _look_into(vm: ManagedVm, end: ProcessEnd) -> tuple[str, Evidence]:
+    """Return which limit it was ended at, "" for none, and all that is known of its end.
+
+    An end is seen once: what the host lacks for a look into its log is waited for.
+    """
+    found: list[tuple[str, Evidence]] = []
+
+    async def look() -> None:
+        limit = await find_limit_reached(vm, end)
+        found.append((limit, await _complete_evidence(vm, end, at_limit=bool(limit))))
+
+    await keep_going(f"{vm.name}: finding out how its QEMU ended", look)
+    return found[0]
 
 
 async def _complete_evidence(vm: ManagedVm, end: ProcessEnd, *, at_limit: bool) -> Evidence:
