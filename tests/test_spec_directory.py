@@ -322,13 +322,13 @@ def test_a_file_that_is_open_for_writing_is_not_read_yet(folder: Folder) -> None
         writer.flush()
         snapshot = folder.look(0.2)
         assert snapshot.entries == {}
-        assert snapshot.unsettled == {folder.path / "box.yaml"}
+        assert snapshot.unsettled.keys() == {folder.path / "box.yaml"}
         assert snapshot.look_again_at == folder.now + 0.05
         writer.write("1G\n")
 
     snapshot = folder.look(0.05)
 
-    assert snapshot.unsettled == frozenset()
+    assert not snapshot.unsettled
     assert [entry.faults for entry in snapshot.entries.values()] == [()]
 
 
@@ -341,7 +341,7 @@ def test_a_file_that_is_being_rewritten_keeps_its_version(folder: Folder) -> Non
         snapshot = folder.look(0.2)
 
         assert snapshot.entries == {file: before}
-        assert snapshot.unsettled == {file}
+        assert snapshot.unsettled.keys() == {file}
         assert folder.look(5).entries == {file: before}
 
 
@@ -353,6 +353,51 @@ def test_a_writer_that_never_closes_is_waited_for_only_so_long(folder: Folder) -
 
         assert folder.look().unsettled
         assert folder.look(files.WRITER_LIMIT + 1).entries
+
+
+def write_for_ever(*_: object, **__: object) -> files.Unsettled:
+    """Read a file to which somebody writes without a pause."""
+    return files.Unsettled()
+
+
+def test_a_file_that_is_written_to_for_ever_has_a_fault_and_keeps_its_last_good_version(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = folder.write("known.yaml")
+    good = folder.look().entries[known].vm
+    unknown = folder.write("new.yaml")
+    known.touch()
+    with monkeypatch.context() as patched:
+        patched.setattr("arcsup.spec.directory.read_file", write_for_ever)
+        assert folder.look().entries[known].faults == ()
+        assert unknown not in folder.look(9).entries
+
+        entries = folder.look(2).entries
+
+        assert entries.keys() == {known, unknown}
+        for entry in entries.values():
+            assert "written to for more than 10 s without a pause" in entry.faults[0].message
+        assert (entries[known].vm, entries[known].last_good) == (None, good)
+        assert folder.look(60).entries == entries, "that is said once"
+
+    assert all(entry.faults == () for entry in folder.look(1).entries.values())
+
+
+def test_a_file_that_is_written_to_for_long_is_looked_at_seldom(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder.write("box.yaml")
+    monkeypatch.setattr("arcsup.spec.directory.read_file", write_for_ever)
+    pauses = []
+    for _ in range(60):
+        again = folder.look().look_again_at
+        assert again is not None
+        pauses.append(again - folder.now)
+        folder.now = again
+
+    assert pauses[0] == pytest.approx(0.05)
+    assert pauses[-1] == pytest.approx(2.0)
+    assert sum(pauses[:12]) > 10
 
 
 def test_a_file_that_is_dated_ahead_is_waited_for_no_longer_than_another(folder: Folder) -> None:
@@ -379,8 +424,8 @@ def test_without_leases_a_young_file_is_not_read_yet(
     file = folder.write("box.yaml")
     folder.now = file.stat().st_mtime
 
-    assert folder.look(0.05).unsettled == {file}
-    assert folder.look(0.1).unsettled == frozenset()
+    assert folder.look(0.05).unsettled.keys() == {file}
+    assert not folder.look(0.1).unsettled
     assert folder.look().entries.keys() == {file}
 
 

@@ -14,7 +14,15 @@ from attrs import evolve, field, frozen
 
 from arcsup.model import Vm, VmName
 from arcsup.spec.faults import Fault, Problems
-from arcsup.spec.files import Key, Unsettled, Unusable, key_of, read_file, tell_insecurity
+from arcsup.spec.files import (
+    WRITER_LIMIT,
+    Key,
+    Unsettled,
+    Unusable,
+    key_of,
+    read_file,
+    tell_insecurity,
+)
 from arcsup.spec.native import Parsed, read_vm
 from arcsup.spec.nodes import decode
 from arcsup.spec.together import Source, check_together
@@ -23,7 +31,15 @@ REMOVAL_GRACE = 0.5
 """Seconds that a file must be away to count as removed: editors remove a file and make it again."""
 
 LOOK_AGAIN = 0.05
-"""Seconds after which to look at a file that was still being written."""
+LOOK_SELDOM = 2.0
+"""Seconds after which to look again at a file that was still being written: at first, and when that
+has gone on for long."""
+
+
+NEVER_SETTLES = (
+    f"has been written to for more than {WRITER_LIMIT:g} s without a pause; it is read as soon as"
+    " it is left alone; fuser(1) tells who has it open"
+)
 
 
 class DirectoryState(StrEnum):
@@ -75,16 +91,17 @@ class Snapshot:
     """What the VM directory says, and what the next look needs to know about this one.
 
     ``entries`` are in the order of their standing: who was there first comes first. ``reason``
-    tells a person why ``directory`` is not PRESENT. ``unsettled`` files are being written; they
-    have their previous version, or no entry yet. ``findings`` are about things that are no VM
-    files. ``look_again_at`` is when to look again even if nothing reports a change.
+    tells a person why ``directory`` is not PRESENT. ``unsettled`` files are being written, since
+    when (seconds, as ``now``); they have their previous version, or no entry yet, and a fault after
+    WRITER_LIMIT. ``findings`` are about things that are no VM files. ``look_again_at`` is when to
+    look again even if nothing reports a change.
     """
 
     directory: DirectoryState
     reason: str = ""
     entries: Mapping[Path, Entry] = field(factory=dict)
     findings: tuple[Fault, ...] = ()
-    unsettled: frozenset[Path] = frozenset()
+    unsettled: Mapping[Path, float] = field(factory=dict)
     look_again_at: float | None = None
     identity: tuple[int, int] | None = None
     files: Mapping[Path, _File] = field(factory=dict, repr=False)
@@ -154,7 +171,7 @@ def _look(
         return _keep(previous, DirectoryState.REPLACED_EMPTY, reason)
     insecure = tell_insecurity(status) if given.system else ""
     files: dict[Path, _File] = {}
-    unsettled: set[Path] = set()
+    unsettled: dict[Path, float] = {}
     for name in names:
         path = vms / name
         old = before.get(path)
@@ -163,8 +180,10 @@ def _look(
             continue
         found = _read(path, directory, vms, old, given, now)
         if isinstance(found, Unsettled):
-            unsettled.add(path)
-            found = old
+            # The clock may have been set back meanwhile.
+            since = min(now, previous.unsettled.get(path, now) if previous is not None else now)
+            unsettled[path] = since
+            found = old if now - since <= WRITER_LIMIT else _unusable(path, NEVER_SETTLES, old)
         if found is not None:
             files[path] = found
     files |= _gone(before, {*files, *unsettled}, files, now)
@@ -174,7 +193,7 @@ def _look(
         DirectoryState.PRESENT,
         entries=_compare(files, previous, given),
         findings=findings,
-        unsettled=frozenset(unsettled),
+        unsettled=unsettled,
         look_again_at=_next_look(files, unsettled, now),
         identity=identity,
         files=files,
@@ -185,7 +204,7 @@ def _is_same(
     previous: Snapshot,
     files: Mapping[Path, _File],
     findings: tuple[Fault, ...],
-    unsettled: set[Path],
+    unsettled: Mapping[Path, float],
     identity: tuple[int, int],
 ) -> bool:
     return (
@@ -271,10 +290,13 @@ def _gone(
     return gone
 
 
-def _next_look(files: Mapping[Path, _File], unsettled: set[Path], now: float) -> float | None:
+def _next_look(
+    files: Mapping[Path, _File], unsettled: Mapping[Path, float], now: float
+) -> float | None:
     times = [file.gone_at + REMOVAL_GRACE for file in files.values() if file.gone_at is not None]
-    grainy = (file.key is None and file.digest for file in files.values())
-    if unsettled or any(grainy):
+    # Who has been writing for a minute is not done in the next twentieth of a second.
+    times += [now + min(LOOK_SELDOM, max(LOOK_AGAIN, now - it)) for it in unsettled.values()]
+    if any(file.key is None and file.digest for file in files.values()):
         times.append(now + LOOK_AGAIN)
     return min(times, default=None)
 

@@ -111,6 +111,9 @@ def check_vm_files(host: Host) -> Iterator[Finding]:
         yield error(str(fault), "this VM does not run as its file says", "correct the file")
     for text in (text for entry in entries for text in entry.warnings):
         yield warning(text, "the daemon takes it all the same", "correct the file")
+    for file in snapshot.unsettled:
+        what, do = f"{file}: is being written", "look again; fuser(1) tells who has it open"
+        yield warning(what, "it is not read before it is left alone", do)
     good = sum(entry.vm is not None for entry in entries)
     yield ok("one VM file without faults" if good == 1 else f"{good} VM files without faults")
 
