@@ -26,7 +26,8 @@ _WRITE = '[ "$PPID" = "$1" ] || exit 0; exec dd of="$2" bs=4096 conv=nocreat sta
 
 _OUTPUT_LIMIT = 1 << 16
 _PAUSE = 0.02
-"""Seconds between two looks for what no event tells of."""
+_LONGEST_PAUSE = 0.25
+"""Seconds between two looks for what no event tells of: at first, and at most."""
 
 _HOLD_AGAIN = 1.0
 """Seconds after which a descriptor is asked for again, to wait for a helper by."""
@@ -290,11 +291,13 @@ def _take_status(pidfd: int) -> int | None:
 
 async def comes_true(look: Callable[[], bool], *, seconds: float) -> bool:
     """Look again and again until it is so, for facts that no event tells; False: not in time."""
+    pause = _PAUSE
     with trio.move_on_after(seconds):
         while True:
             if look():
                 return True
-            await trio.sleep(_PAUSE)
+            await trio.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_PAUSE)
     return look()
 
 

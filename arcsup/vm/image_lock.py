@@ -13,9 +13,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import trio
-
 from arcsup.errors import Terminal
+from arcsup.host.writer import comes_true
 from arcsup.opening import open_named
 from arcsup.vm.process import find_processes_holding
 from arcsup.vm.qemu_img import in_use
@@ -67,12 +66,9 @@ async def _outlast_openers(descriptor: int, path: Path) -> None:
     if os.path.samestat(held, path.stat()):
         return
     old = Path(f"/proc/self/fd/{descriptor}")
-    with trio.move_on_after(LETTING_GO):
-        while True:
-            others = set(find_processes_holding(old)) - {os.getpid()}
-            if not others:
-                return
-            await trio.sleep(0.01)
+    await comes_true(
+        lambda: not set(find_processes_holding(old)) - {os.getpid()}, seconds=LETTING_GO
+    )
 
 
 def _lock(descriptor: int, byte: int) -> None:
