@@ -12,6 +12,8 @@ from arcsup.plan.plan import judge
 from arcsup.show import in_words, show_vm
 from arcsup.vm.managed import ManagedVm
 
+_WITH_QEMU = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
+
 
 @frozen
 class _Around:
@@ -31,12 +33,15 @@ def explain(status: VmStatus, vms: Mapping[VmName, ManagedVm], view: View, place
 def _as_desired(status: VmStatus, view: View) -> bool:
     if status.state is State.INVALID or status.pending:
         return False
-    if status.name not in view.wanted or not all(it.status for it in status.conditions):
+    if status.name not in view.wanted or not all(it.is_well for it in status.conditions):
         return False
     verdict = judge(status.name, view.wanted, view.seen, view.host, view.now)
     if status.state is State.FAILED:
         return False
-    return verdict.up is (status.state is State.RUNNING)
+    if verdict.up:
+        return status.state is State.RUNNING
+    # One that is stopping is not down yet, and may never be.
+    return status.state not in _WITH_QEMU
 
 
 def _links(status: VmStatus, around: _Around, *, seen: frozenset[VmName]) -> Iterator[WhyLink]:
@@ -60,7 +65,7 @@ def _links(status: VmStatus, around: _Around, *, seen: frozenset[VmName]) -> Ite
     yield from (
         WhyLink(condition.type, condition.message, condition.since)
         for condition in vm.conditions.values()
-        if not condition.status
+        if not condition.is_well
     )
     yield from _predecessors(vm, around, seen=seen | {vm.name})
 

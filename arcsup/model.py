@@ -392,15 +392,36 @@ class LastExit:
         return known or self.exit_class is not ExitClass.START_FAILED
 
 
+class ConditionType(StrEnum):
+    """What is stated of a VM beside its state. Each is well while it is true, except STUCK."""
+
+    DEVICES_RETURNED = "DevicesReturned"
+    DISKS_WORK = "DisksWork"
+    GPUS_CHANGED = "GpusChanged"
+    HELPERS_RUN = "HelpersRun"
+    LIMITED = "Limited"
+    MEDIA_CHANGED = "MediaChanged"
+    MONITOR_ANSWERS = "MonitorAnswers"
+    RECORDED = "Recorded"
+    SOUND_PLAYS = "SoundPlays"
+    STUCK = "Stuck"
+    SUPERVISED = "Supervised"
+
+
 @frozen
 class Condition:
     """One statement about a VM that is true or false, since when, and why."""
 
-    type: str
+    type: ConditionType
     status: bool
     reason: str
     message: str
     since: datetime
+
+    @property
+    def is_well(self) -> bool:
+        """Whether it is as one would have it."""
+        return self.status is not (self.type is ConditionType.STUCK)
 
 
 @frozen

@@ -139,9 +139,12 @@ def _reason(vm: ManagedVm, state: State, verdict: Verdict, pending: tuple[str, .
 
 def _trouble(vm: ManagedVm) -> str:
     """Return what is wrong with a VM that is up: a guest that runs may lack what it asked for."""
-    false = [it.message for it in vm.conditions.values() if not it.status]
-    more = f" (and {len(false) - 1} more)" if len(false) > 1 else ""
-    return f"{false[0]}{more}" if false else ""
+    # A stop that is stuck says so itself.
+    wrong = [
+        it.message for it in vm.conditions.values() if not it.is_well and it.message != vm.reason
+    ]
+    more = f" (and {len(wrong) - 1} more)" if len(wrong) > 1 else ""
+    return f"{wrong[0]}{more}" if wrong else ""
 
 
 def in_words(last_exit: LastExit | None) -> str:

@@ -27,6 +27,7 @@ from arcsup.devices import (
 from arcsup.errors import ArcsupError, NoSuchObject, Refused, SpecError, TimedOut
 from arcsup.model import (
     Condition,
+    ConditionType,
     CpuSet,
     Event,
     ExitClass,
@@ -112,7 +113,9 @@ def make_crashed(name: str) -> VmStatus:
         pending=("memory", "disks[0].path"),
         last_exit=LastExit(ExitClass.CRASH, None, 11, START, "killed by SIGSEGV"),
         next_try=START + timedelta(seconds=4),
-        conditions=(Condition("Devices", True, "Present", "nothing asked for", START),),
+        conditions=(
+            Condition(ConditionType.DISKS_WORK, True, "Present", "nothing asked for", START),
+        ),
         events=tuple(make_event(f"event {n}", name) for n in range(12)),
         gpus=(make_slice(),),
     )

@@ -122,7 +122,7 @@ def test_status_of_a_vm_in_trouble(cli: Cli) -> None:
     )
     assert "GPU: vgpu nvidia-64 0a1b on 0000:41:00.0 (2048 MiB)" in lines
     assert "Sockets: qmp /run/arcsup/db/qmp.sock" in lines
-    assert "Conditions: Devices=yes Present: nothing asked for" in lines
+    assert "Conditions: DisksWork=yes Present: nothing asked for" in lines
     assert lines[-1].endswith("started  event 11")
 
 

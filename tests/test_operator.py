@@ -14,7 +14,7 @@ from arcsup.control.metrics import Metrics
 from arcsup.errors import NotRecorded, TimedOut
 from arcsup.events.dirty import Dirty
 from arcsup.fleet import View
-from arcsup.model import State, VmName, VmStatus
+from arcsup.model import ConditionType, State, VmName, VmStatus
 from arcsup.operator import Operator
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
@@ -115,7 +115,7 @@ async def test_on_a_full_disk_an_end_is_ordered_at_once_and_recorded_when_there_
         refusals.clear()
         await operator.reconciler._make_pass(frozenset())
     assert not vm.unsaved
-    assert vm.conditions["Recorded"].status
+    assert vm.conditions[ConditionType.RECORDED].status
     assert host.fleet.workshop.records.known[WEB].intent is Intent(verb)
 
 

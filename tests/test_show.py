@@ -13,7 +13,17 @@ from arcsup.devices import Backend
 from arcsup.explain import explain
 from arcsup.fleet import BadFile, View
 from arcsup.host.owned import OwnedSlice
-from arcsup.model import ExitClass, GpuKind, GpuRequest, LastExit, MiB, State, Vm, VmName
+from arcsup.model import (
+    ConditionType,
+    ExitClass,
+    GpuKind,
+    GpuRequest,
+    LastExit,
+    MiB,
+    State,
+    Vm,
+    VmName,
+)
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import HostSeen, Intent, Seen, Wanted
@@ -156,15 +166,51 @@ def test_a_running_vm_and_one_that_was_stopped_are_as_desired_and_a_failed_one_i
 def test_a_vm_of_which_something_is_not_so_is_not_as_desired_and_says_what() -> None:
     vm = managed()
     world = view(vm, Seen(Phase.RUNNING))
-    vm.set_condition("MonitorAnswers", "Silent", "QEMU's monitor is silent", status=False)
-    vm.set_condition("Confined", "NoControlGroup", "no control group", status=False)
+    vm.set_condition(
+        ConditionType.MONITOR_ANSWERS, "Silent", "QEMU's monitor is silent", status=False
+    )
+    vm.set_condition(ConditionType.LIMITED, "NoControlGroup", "no control group", status=False)
 
     shown = show_vm(vm, world, PLACES)
     why = explain(shown, {NAME: vm}, world, PLACES)
 
     assert (shown.state, shown.reason) == (State.RUNNING, "QEMU's monitor is silent (and 1 more)")
     assert not why.as_desired
-    assert [link.what for link in why.chain] == ["web is running", "MonitorAnswers", "Confined"]
+    assert [link.what for link in why.chain] == ["web is running", "MonitorAnswers", "Limited"]
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+@pytest.mark.parametrize("type_", list(ConditionType))
+def test_whatever_is_wrong_with_a_vm_it_is_not_as_desired_and_says_what(
+    type_: ConditionType, phase: Phase
+) -> None:
+    vm = managed()
+    intent = Intent.STOP if phase in {Phase.DOWN, Phase.STOPPING} else Intent.NONE
+    world = view(vm, Seen(phase), intent)
+    # Its sign is in the name: of STUCK alone one hopes that it is not so.
+    wrong = type_ is ConditionType.STUCK
+    vm.set_condition(type_, "Wrong", "something is wrong", status=wrong)
+
+    shown = show_vm(vm, world, PLACES)
+    why = explain(shown, {NAME: vm}, world, PLACES)
+
+    assert not why.as_desired
+    assert (type_.value, "something is wrong") in [(it.what, it.because) for it in why.chain]
+    if phase is not Phase.DOWN:
+        assert "something is wrong" in shown.reason
+
+    vm.set_condition(type_, "Well", "all is well", status=not wrong)
+    shown = show_vm(vm, world, PLACES)
+    why = explain(shown, {NAME: vm}, world, PLACES)
+    assert why.as_desired is (phase in {Phase.DOWN, Phase.RUNNING})
+    assert "all is well" not in [it.because for it in why.chain]
+
+
+def test_a_vm_that_is_to_be_down_and_is_still_stopping_is_not_as_desired() -> None:
+    vm = managed()
+    world = view(vm, Seen(Phase.STOPPING), Intent.STOP)
+
+    assert not explain(show_vm(vm, world, PLACES), {NAME: vm}, world, PLACES).as_desired
 
 
 def test_the_chain_of_a_failed_vm_leads_to_its_end_and_to_what_can_be_done() -> None:

@@ -9,7 +9,7 @@ import trio
 from attrs import evolve
 
 from arcsup import shutdown
-from arcsup.model import VmName
+from arcsup.model import ConditionType, VmName
 from arcsup.plan.lifecycle import Phase
 from arcsup.shutdown import ask_for_time, host_goes_down, stop_all
 from arcsup.vm import supervise
@@ -108,7 +108,7 @@ async def end_when_told(host: SmallHost, vm: ManagedVm, seconds: float) -> None:
 
 
 def mark_stuck(vm: ManagedVm) -> None:
-    vm.set_condition("Stuck", "Uninterruptible", "the kernel waits", status=True)
+    vm.set_condition(ConditionType.STUCK, "Uninterruptible", "the kernel waits", status=True)
 
 
 async def stop_in(host: SmallHost, **seconds: float) -> float:
@@ -211,7 +211,7 @@ async def test_who_waits_for_a_stop_hears_that_it_is_stuck(
 
     host, (vm,) = await run_vms(tmp_path, one="memory: 64\n")
     rung: list[bool] = []
-    host.fleet.workshop.changed = lambda: rung.append(vm.conditions["Stuck"].status)
+    host.fleet.workshop.changed = lambda: rung.append(vm.conditions[ConditionType.STUCK].status)
     monkeypatch.setattr(supervise, "stop_qemu", fail)
 
     process = Process(ProcessId("boot", os.getpid(), 0), os.pidfd_open(os.getpid()))

@@ -10,6 +10,7 @@ from attrs import define, evolve, field
 
 from arcsup.errors import Transient
 from arcsup.host.cgroups import Limits
+from arcsup.model import ConditionType
 from arcsup.vm import control_groups
 from arcsup.vm.control_groups import enclose, find_limit_reached
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
@@ -94,7 +95,7 @@ async def test_a_vm_that_cannot_have_one_runs_and_says_why(
     await enclose(vm, workshop)
 
     assert group_of(vm) == ""
-    assert vm.conditions["Limited"].message == "systemd says: no"
+    assert vm.conditions[ConditionType.LIMITED].message == "systemd says: no"
     assert host.told == ["not-limited"]
     assert vm.enclosed.is_set()
 

@@ -15,7 +15,7 @@ from trio.testing import MockClock, memory_stream_pair
 from arcsup.devices import Backend
 from arcsup.host.owned import OwnedSlice, SliceChoice
 from arcsup.host.sysfs import Sysfs
-from arcsup.model import GpuKind, GpuRequest, MiB, VmName
+from arcsup.model import ConditionType, GpuKind, GpuRequest, MiB, VmName
 from arcsup.plan.lifecycle import Phase
 from arcsup.spec.native import vm_to_native
 from arcsup.vm import live_gpus, slices
@@ -168,7 +168,7 @@ async def test_gpus_come_and_go_while_the_vm_runs(
     vm = await start(host, world, (SMALL,) * before)
     await change(host, vm, (SMALL,) * after)
     check(vm, world, after)
-    assert vm.conditions["GpusChanged"].status
+    assert vm.conditions[ConditionType.GPUS_CHANGED].status
     assert not wants_change(vm)
 
 
@@ -232,7 +232,7 @@ async def test_what_qemu_refuses_is_given_back_and_stays_pending_with_its_words(
     vm = await start(host, world, (SMALL,))
     world.qemu_takes = False
     await change(host, vm, (SMALL, SMALL))
-    assert "vfio: no room" in vm.conditions["GpusChanged"].message
+    assert "vfio: no room" in vm.conditions[ConditionType.GPUS_CHANGED].message
     assert not wants_change(vm), "it is not tried again and again"
     assert vm.running is not None
     assert vm.running.gpus == (SMALL,)
@@ -246,7 +246,7 @@ async def test_a_guest_that_does_not_let_go_keeps_it_until_its_reset(
     vm = await start(host, world, (SMALL, SMALL))
     world.guest_lets_go = False
     await change(host, vm, (SMALL,))
-    assert "the guest has not let gpu1 go" in vm.conditions["GpusChanged"].message
+    assert "the guest has not let gpu1 go" in vm.conditions[ConditionType.GPUS_CHANGED].message
     assert len(world.made) == len(vm.record.slices_in_use) == 2
     assert not wants_change(vm)
 
@@ -264,7 +264,7 @@ async def test_without_a_free_port_it_takes_a_restart(tmp_path: Path, world: Wor
     host = SmallHost(tmp_path)
     vm = await start(host, world, (SMALL,) * 4)
     await change(host, vm, (SMALL,) * 5)
-    assert "no PCIe port left" in vm.conditions["GpusChanged"].message
+    assert "no PCIe port left" in vm.conditions[ConditionType.GPUS_CHANGED].message
     assert len(world.made) == len(vm.record.slices) == 4
 
 

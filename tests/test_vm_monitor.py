@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from qemu.qmp import ConnectError
 
-from arcsup.model import VmName
+from arcsup.model import ConditionType, VmName
 from arcsup.plan.lifecycle import Evidence, Step
 from arcsup.vm import monitor, supervise
 from arcsup.vm.managed import ManagedVm, StopOrder
@@ -70,11 +70,11 @@ async def test_a_silent_monitor_is_told_once_and_so_is_its_return(
 ) -> None:
     monitor._says_nothing(vm, host.fleet.workshop, "no answer")
     monitor._says_nothing(vm, host.fleet.workshop, "no answer")
-    silent = vm.conditions["MonitorAnswers"]
+    silent = vm.conditions[ConditionType.MONITOR_ANSWERS]
 
     monitor._says_something(vm, host.fleet.workshop)
 
-    assert (silent.status, vm.conditions["MonitorAnswers"].status) == (False, True)
+    assert (silent.status, vm.conditions[ConditionType.MONITOR_ANSWERS].status) == (False, True)
     assert host.told == ["monitor-silent", "monitor-answers"]
 
 

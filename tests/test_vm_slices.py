@@ -19,7 +19,7 @@ from arcsup.host.identity import boot_id
 from arcsup.host.owned import OwnedSlice, Rebinding, SliceChoice
 from arcsup.host.slices import is_ready
 from arcsup.host.sysfs import Sysfs
-from arcsup.model import VmName
+from arcsup.model import ConditionType, VmName
 from arcsup.reconcile import Reconciler
 from arcsup.vf_journal import VfJournal
 from arcsup.virtual_functions import VfKeeper
@@ -93,7 +93,7 @@ async def test_what_does_not_come_back_is_kept_in_the_record_and_keeps_nobody_fr
     [left] = one.record.slices
     assert (left.id, left.left_over) == (VF, True)
     assert one.record.slices_in_use == ()
-    assert one.conditions["DevicesReturned"].message == f"{VF}: {STUCK.message}"
+    assert one.conditions[ConditionType.DEVICES_RETURNED].message == f"{VF}: {STUCK.message}"
 
     assert not await release_slices(one, host.fleet.workshop)
     assert host.told.count("device-kept") == 1, "it is told once"

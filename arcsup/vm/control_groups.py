@@ -20,13 +20,14 @@ from arcsup.host.cgroups import (
 )
 from arcsup.host.kmsg import parse_limit_kills, read_kernel_log
 from arcsup.host.scopes import find_scopes
+from arcsup.model import ConditionType
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.process import ProcessEnd, read_start_time
 from arcsup.vm.record import Launch
 
 logger = logging.getLogger(__name__)
 
-CONDITION = "Limited"
+CONDITION = ConditionType.LIMITED
 
 
 def choose_control_groups(*, system: bool) -> ControlGroups | None:

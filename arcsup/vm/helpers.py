@@ -9,13 +9,13 @@ from functools import partial
 
 import trio
 
-from arcsup.model import Vm
+from arcsup.model import ConditionType, Vm
 from arcsup.vm import sound
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.process import Process, ProcessEnd
 from arcsup.vm.record import OwnedProcess
 
-CONDITION = "HelpersRun"
+CONDITION = ConditionType.HELPERS_RUN
 
 SETTLE = 2.0
 """Seconds after a helper's end in which QEMU's own may follow: then that is what ended it."""

@@ -22,7 +22,7 @@ from arcsup.host.slices import create_slice, is_ready, prepare_slice
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vfio_nodes import find_nodes, has_cdevs
 from arcsup.host.writer import comes_true
-from arcsup.model import GpuKind, GpuRequest
+from arcsup.model import ConditionType, GpuKind, GpuRequest
 from arcsup.vm.belongings import lend_files
 from arcsup.vm.iommufd import OBJECT, was_launched_with_iommufd
 from arcsup.vm.loans import Access, WantedFile
@@ -75,7 +75,7 @@ async def change_gpus(vm: ManagedVm, workshop: Workshop) -> None:
     except (ArcsupError, QMPError, OSError, trio.TooSlowError) as error:
         why = str(error) or "QEMU did not answer in time"
         vm.gpus_refused = wanted
-        vm.set_condition("GpusChanged", "Refused", why, status=False)
+        vm.set_condition(ConditionType.GPUS_CHANGED, "Refused", why, status=False)
         workshop.tell(vm.name, "gpus-refused", f"its GPUs stay as they were: {why}")
     finally:
         vm.changing_gpus, vm.choices = False, ()
@@ -110,7 +110,7 @@ async def _make_good(
         raise Transient("QEMU has ended meanwhile")
     vm.running = evolve(running, gpus=vm.vm.gpus)
     message = "the VM has the GPUs that its file asks for"
-    vm.set_condition("GpusChanged", "Changed", message, status=True)
+    vm.set_condition(ConditionType.GPUS_CHANGED, "Changed", message, status=True)
     names = {owned.slot for owned in attached}
     slices = tuple(
         evolve(it, left_over=False) if it.mac is None and it.slot in names else it
@@ -271,4 +271,4 @@ def note_unplugged(vm: ManagedVm, device: str, *, gone: bool) -> bool:
 def note_awaited(vm: ManagedVm, awaited: str) -> None:
     """Say of a running VM which GPU that its file asks for by now is not there yet."""
     if awaited and not vm.changing_gpus and wants_change(vm):
-        vm.set_condition("GpusChanged", "Waiting", awaited, status=False)
+        vm.set_condition(ConditionType.GPUS_CHANGED, "Waiting", awaited, status=False)

@@ -18,7 +18,7 @@ from arcsup.errors import NotRecorded, Terminal
 from arcsup.host.accounts import Accounts
 from arcsup.host.cgroups import ControlGroups
 from arcsup.host.owned import OwnedSlice, SliceChoice
-from arcsup.model import Condition, LastExit, Vm, VmName
+from arcsup.model import Condition, ConditionType, LastExit, Vm, VmName
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Evidence, Phase, Step, advance
 from arcsup.plan.mode import NORMAL, in_mode
@@ -174,7 +174,7 @@ class ManagedVm:
     """Why what its last QEMU wrote to ephemeral disks could not be kept, and where it is."""
     unsaved: str = ""
     """Why the operator's wish to end it is not in its record yet, "" where it is."""
-    conditions: dict[str, Condition] = field(factory=dict)
+    conditions: dict[ConditionType, Condition] = field(factory=dict)
     restraint: Restraint = field(factory=Restraint)
     """How often what its QEMU says is told."""
     reason: str = ""
@@ -213,7 +213,7 @@ class ManagedVm:
     @property
     def is_stuck(self) -> bool:
         """Whether not even SIGKILL has ended its QEMU."""
-        return "Stuck" in self.conditions
+        return ConditionType.STUCK in self.conditions
 
     def step(self, step: Step, reason: str = "") -> None:
         """Move to the phase that follows; the table says which."""
@@ -231,7 +231,9 @@ class ManagedVm:
             self.ordered.set()
             self.ordered = trio.Event()
 
-    def set_condition(self, kind: str, reason: str, message: str, *, status: bool) -> None:
+    def set_condition(
+        self, kind: ConditionType, reason: str, message: str, *, status: bool
+    ) -> None:
         """Say something about the VM; ``since`` moves only when the statement turns round."""
         known = self.conditions.get(kind)
         since = known.since if known and known.status is status else datetime.now(UTC)
@@ -273,7 +275,7 @@ class ManagedVm:
         if why or self.unsaved:
             message = f"what the operator asked for is not recorded: {why}" if why else ""
             reason = "NotRecorded" if why else "Recorded"
-            self.set_condition("Recorded", reason, message, status=not why)
+            self.set_condition(ConditionType.RECORDED, reason, message, status=not why)
         self.unsaved = why
 
     async def save_running(self, workshop: Workshop) -> None:

@@ -9,6 +9,7 @@ from attrs import evolve
 from qemu.qmp import QMPError
 
 from arcsup.errors import NotRecorded, Terminal, describe_os_error
+from arcsup.model import ConditionType
 from arcsup.vm.belongings import lend_files
 from arcsup.vm.disks import resolve_image
 from arcsup.vm.loans import Access, WantedFile
@@ -31,7 +32,9 @@ async def change_media(vm: ManagedVm, workshop: Workshop) -> None:
         path = resolve_image(new, images)
         problem = await _lend(vm, workshop, index, path) or await _change(vm, f"cd{index}", path)
         if problem:
-            vm.set_condition("MediaChanged", "Refused", f"cdroms[{index}]: {problem}", status=False)
+            vm.set_condition(
+                ConditionType.MEDIA_CHANGED, "Refused", f"cdroms[{index}]: {problem}", status=False
+            )
             workshop.tell(vm.name, "media-refused", f"cdroms[{index}]: {path}: {problem}")
             return
         vm.running = evolve(
@@ -39,7 +42,9 @@ async def change_media(vm: ManagedVm, workshop: Workshop) -> None:
             cdroms=(*vm.running.cdroms[:index], new, *vm.running.cdroms[index + 1 :]),
         )
         workshop.tell(vm.name, "media-changed", f"cdroms[{index}] is {path}")
-    vm.set_condition("MediaChanged", "Changed", "the drives hold what the file says", status=True)
+    vm.set_condition(
+        ConditionType.MEDIA_CHANGED, "Changed", "the drives hold what the file says", status=True
+    )
     try:
         await vm.save_running(workshop)
     except NotRecorded as error:

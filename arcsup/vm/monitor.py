@@ -20,6 +20,7 @@ from qemu.qmp import ConnectError, ExecInterruptedError, QMPError
 
 from arcsup.alongside import alongside
 from arcsup.errors import Terminal, Transient
+from arcsup.model import ConditionType
 from arcsup.plan.lifecycle import Phase, Step
 from arcsup.vm.launch import find_last_words
 from arcsup.vm.live_clone import end_left_clone
@@ -137,16 +138,16 @@ async def _feel_pulse(vm: ManagedVm, workshop: Workshop, qmp: Qmp) -> None:
 
 def _says_nothing(vm: ManagedVm, workshop: Workshop, why: str) -> None:
     message = f"QEMU's monitor is silent: {_clip(why)}"
-    known = vm.conditions.get("MonitorAnswers")
-    vm.set_condition("MonitorAnswers", "Silent", message, status=False)
+    known = vm.conditions.get(ConditionType.MONITOR_ANSWERS)
+    vm.set_condition(ConditionType.MONITOR_ANSWERS, "Silent", message, status=False)
     if known is None or known.status:
         _quote(vm, workshop, "monitor-silent", message)
         workshop.changed()
 
 
 def _says_something(vm: ManagedVm, workshop: Workshop) -> None:
-    known = vm.conditions.get("MonitorAnswers")
-    vm.set_condition("MonitorAnswers", "Answers", "QMP answers", status=True)
+    known = vm.conditions.get(ConditionType.MONITOR_ANSWERS)
+    vm.set_condition(ConditionType.MONITOR_ANSWERS, "Answers", "QMP answers", status=True)
     if known is not None and not known.status:
         _quote(vm, workshop, "monitor-answers", "QEMU's monitor answers again")
         workshop.changed()
@@ -214,7 +215,7 @@ def _note_shutdown(vm: ManagedVm, reason: str) -> None:
 def _note_io_error(vm: ManagedVm, workshop: Workshop, data: Mapping[str, Any]) -> None:
     device = _clip(data.get("device") or data.get("node-name"))
     message = f"disk {device}: {_clip(data.get('reason'))}"
-    vm.set_condition("DisksWork", "IoError", message, status=False)
+    vm.set_condition(ConditionType.DISKS_WORK, "IoError", message, status=False)
     told = {key: _clip(data.get(key, "")) for key in ("operation", "action", "reason")}
     _quote(vm, workshop, "disk-error", message, device=device, **told)
 

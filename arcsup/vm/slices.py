@@ -15,7 +15,7 @@ from arcsup.host.slices import create_slice, is_ready, prepare_slice, remove_sli
 from arcsup.host.sysfs import Sysfs
 from arcsup.host.vfio_nodes import has_cdevs
 from arcsup.host.writer import comes_true
-from arcsup.model import GpuRequest, Vm
+from arcsup.model import ConditionType, GpuRequest, Vm
 from arcsup.plan.assignment import VmRequests, slots_of
 from arcsup.plan.lifecycle import Phase
 from arcsup.vm.commandline import SliceDevice
@@ -130,7 +130,7 @@ async def release_slices(vm: ManagedVm, workshop: Workshop) -> bool:
     if any(owned in vm.record.slices for owned in wanted_back):
         await trio.sleep(RETRY_SECONDS)
         return False
-    vm.conditions.pop("DevicesReturned", None)
+    vm.conditions.pop(ConditionType.DEVICES_RETURNED, None)
     return True
 
 
@@ -140,10 +140,10 @@ async def give_back(vm: ManagedVm, workshop: Workshop, owned: OwnedSlice) -> boo
         left_alone = await remove_slice(owned, Sysfs(workshop.places.sysfs))
     except ArcsupError as error:
         what = f"{owned.id}: {error.message}"
-        told = vm.conditions.get("DevicesReturned")
+        told = vm.conditions.get(ConditionType.DEVICES_RETURNED)
         if told is None or told.message != what:
             workshop.tell(vm.name, "device-kept", what, id=owned.id)
-        vm.set_condition("DevicesReturned", type(error).__name__, what, status=False)
+        vm.set_condition(ConditionType.DEVICES_RETURNED, type(error).__name__, what, status=False)
         return False
     if left_alone:
         workshop.tell(vm.name, "device-left-alone", left_alone, id=owned.id)

@@ -12,7 +12,7 @@ import trio
 from attrs import evolve
 
 from arcsup.errors import Terminal
-from arcsup.model import Argv, Audio
+from arcsup.model import Argv, Audio, ConditionType
 from arcsup.vm.control_groups import admit
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.process import Process, closing_gate, inherited_environment, start_gated
@@ -23,7 +23,7 @@ from arcsup.vm.viewer import Viewer
 logger = logging.getLogger(__name__)
 
 ROLE = "scream"
-CONDITION = "SoundPlays"
+CONDITION = ConditionType.SOUND_PLAYS
 
 FIRST_DELAY = 0.5
 LONGEST_DELAY = 60.0

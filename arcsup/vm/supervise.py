@@ -27,7 +27,7 @@ from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
 from arcsup.host.writer import comes_true
 from arcsup.host_trouble import is_host_trouble, tells_host_trouble
 from arcsup.keep_going import keep_going
-from arcsup.model import ExitClass, LastExit
+from arcsup.model import ConditionType, ExitClass, LastExit
 from arcsup.plan.lifecycle import Evidence, Phase, Step, classify_exit
 from arcsup.plan.mode import NORMAL
 from arcsup.plan.plan import Intent
@@ -159,7 +159,8 @@ async def _wait_for_host(vm: ManagedVm, workshop: Workshop, why: str) -> None:
     await _undo(vm, workshop)
     vm.hindrance = f"the host: {why}"
     workshop.changed()
-    await trio.sleep(AFTER_TROUBLE)
+    # Several that were short of the same would else be short of it together, again and again.
+    await trio.sleep(AFTER_TROUBLE * random.uniform(1, 2))
     vm.hindrance = ""
     workshop.changed()
 
@@ -317,7 +318,7 @@ async def _keep_at_it(
             why = f"{type(error).__name__}: {error}"
             logger.exception("supervising it went wrong", extra={"VM": vm.name})
         workshop.tell(vm.name, "trouble", why)
-        vm.set_condition("Supervised", "Trouble", why, status=False)
+        vm.set_condition(ConditionType.SUPERVISED, "Trouble", why, status=False)
         ended = None if vm.record.launch is None else vm.end
         if ended is not None:
             vm.step(Step.STOP, f"how its QEMU ended could not be settled: {why}")
@@ -461,7 +462,7 @@ async def _climb(vm: ManagedVm, workshop: Workshop, process: Process, order: Sto
         )
     except trio.TooSlowError:
         why = "SIGKILL did not end QEMU: the kernel is waiting for a device or a disk"
-        vm.set_condition("Stuck", "Uninterruptible", why, status=True)
+        vm.set_condition(ConditionType.STUCK, "Uninterruptible", why, status=True)
         vm.reason = why
         workshop.tell(vm.name, "stuck", why, pid=process.pid)
         workshop.changed()
@@ -471,7 +472,7 @@ async def _await_session(vm: ManagedVm, until: float) -> None:
     """Wait for the QMP session with a QEMU that was taken over: without one no guest is asked."""
 
     def settled() -> bool:
-        known = vm.conditions.get("MonitorAnswers")
+        known = vm.conditions.get(ConditionType.MONITOR_ANSWERS)
         # One that is silent already would take the guest's time, and there is the people's.
         return vm.qmp is not None or (known is not None and not known.status)
 
