@@ -17,7 +17,7 @@ from arcsup.host.sysfs import Sysfs
 from arcsup.plan.functions import with_host_use
 from arcsup.plan.lifecycle import Phase
 from arcsup.plan.survey import TypeVerdict
-from arcsup.spec.native import load_vm
+from arcsup.text_reader import TextReader
 from arcsup.vm.managed import ManagedVm
 from arcsup.vm.record import Record, Source
 
@@ -31,6 +31,7 @@ class GpuOperator:
 
     fleet: Fleet
     dirty: Dirty
+    reader: TextReader
 
     async def inventory(self) -> Inventory:
         """Return the host's GPUs as they are now, with what of the host uses them."""
@@ -101,7 +102,7 @@ class GpuOperator:
 
     async def explain_file(self, file: Path, source: str) -> SlotVerdicts:
         """Return the same for a VM as a file asks for it. Raises SpecError."""
-        vm = load_vm(source, file, self.fleet.workshop.machine_id)
+        vm = await self.reader.load(source, file)
         known = self.fleet.vms.get(vm.name)
         record = known.record if known else Record(vm.name, Source(str(file), source, ""))
         return await self._explain(ManagedVm(record, vm))

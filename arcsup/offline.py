@@ -25,6 +25,7 @@ from arcsup.plan.mode import NORMAL, Mode, in_mode
 from arcsup.spec.config import Config
 from arcsup.spec.native import load_vm
 from arcsup.steps import list_steps
+from arcsup.text_reader import TextReader
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.preview import Preview, preview_command
 from arcsup.vm.record import ReadOnlyRecords, Record
@@ -107,12 +108,16 @@ async def _plan_there(places: Places, config: Config, inventory: Inventory) -> l
 
 
 async def _explain(places: Places, config: Config, name: str) -> SlotVerdicts:
-    return await GpuOperator(await _look_at_all(places, config), Dirty()).explain(name)
+    return await _ask_about_gpus(await _look_at_all(places, config)).explain(name)
 
 
 async def _explain_file(places: Places, config: Config, file: Path, source: str) -> SlotVerdicts:
     fleet = await _look_at_all(places, config)
-    return await GpuOperator(fleet, Dirty()).explain_file(file, source)
+    return await _ask_about_gpus(fleet).explain_file(file, source)
+
+
+def _ask_about_gpus(fleet: Fleet) -> GpuOperator:
+    return GpuOperator(fleet, Dirty(), TextReader(fleet.workshop.machine_id))
 
 
 async def _look_at_all(places: Places, config: Config) -> Fleet:

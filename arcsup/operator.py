@@ -30,8 +30,9 @@ from arcsup.plan.plan import Intent
 from arcsup.reconcile import Reconciler
 from arcsup.saving import check_saving
 from arcsup.show import show_bad_file, show_vm
-from arcsup.spec.native import load_vm, vm_to_native
+from arcsup.spec.native import vm_to_native
 from arcsup.steps import list_steps
+from arcsup.text_reader import TextReader
 from arcsup.transient import is_in_directory, take_up
 from arcsup.unattended.store import Answers, add_answers
 from arcsup.vm.live_clone import clone_running
@@ -64,10 +65,12 @@ class Operator:
     event_log: EventLog
     metric: Metrics
     started: float = field(factory=monotonic)
+    reader: TextReader = field(init=False)
     gpus: GpuOperator = field(init=False)
 
     def __attrs_post_init__(self) -> None:
-        self.gpus = GpuOperator(self.fleet, self.reconciler.dirty)
+        self.reader = TextReader(self.fleet.workshop.machine_id)
+        self.gpus = GpuOperator(self.fleet, self.reconciler.dirty, self.reader)
 
     # --- looking ---------------------------------------------------------------------------------
 
@@ -169,7 +172,7 @@ class Operator:
         has what it asks for.
         """
         workshop = self.fleet.workshop
-        vm = load_vm(source, file, workshop.machine_id)
+        vm = await self.reader.load(source, file)
         self._check_mode(mode, vm, file)
         try:
             with self.fleet.answers.reserve(vm.name) as place:

@@ -12,6 +12,7 @@ from arcsup.look import DeviceLook
 from arcsup.model import LastExit, MiB, VmName
 from arcsup.places import Places
 from arcsup.plan.assignment import Policy
+from arcsup.text_reader import TextReader
 from arcsup.vm.managed import Workshop
 from arcsup.vm.record import RecordStore
 from tests.trees import MBOCHS, Tree
@@ -83,7 +84,7 @@ class SmallHost:
 
     @property
     def operator(self) -> GpuOperator:
-        return GpuOperator(self.fleet, Dirty())
+        return GpuOperator(self.fleet, Dirty(), TextReader(MACHINE))
 
     def drop(self, name: str, text: str) -> Path:
         """Write a VM file."""

@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from arcsup.spec import nodes
 from arcsup.spec.native import read_vm
+from arcsup.spec.struct import MOST_UNKNOWN
 
 FILE = Path("/vms/one.yaml")
 
@@ -63,3 +65,41 @@ def test_what_means_harm_is_refused_in_one_short_line(text: str) -> None:
         assert len(fault) < 200
         assert fault.isprintable()
     assert 0 < len(parsed.faults) < 3
+
+
+def test_thousands_of_unknown_keys_are_told_by_the_first_of_them() -> None:
+    text = "".join(f"k{number}: 1\n" for number in range(9000))
+
+    faults = read_vm(text, FILE, "machine").faults
+
+    assert len(faults) == MOST_UNKNOWN + 1
+    assert "more unknown keys follow" in str(faults[-1])
+
+
+def test_what_no_number_can_be_is_not_tried_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[str] = []
+    monkeypatch.setattr(nodes, "_IMPLICIT", {"1": [("int", Tried(tried))]})
+
+    assert read_vm(f"memory: {'1:' * 100_000}x\n", FILE, "machine").vm is None
+    read_vm("memory: 16\n", FILE, "machine")
+
+    assert tried == ["16"]
+
+
+class Tried:
+    """A pattern that notes what it is tried on."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+
+    def match(self, text: str) -> bool:
+        self.texts.append(text)
+        return False
+
+
+@pytest.mark.parametrize("text", ["0-8191," * 100 + "0", "0," * 100_000 + "0"])
+def test_cpus_that_are_named_again_and_again_are_refused(text: str) -> None:
+    parsed = read_vm(f"cpus: {{pin: '{text}'}}\n", FILE, "machine")
+
+    assert parsed.vm is None
+    assert len(parsed.faults) == 1

@@ -23,6 +23,10 @@ DEEPEST = 32
 MOST_NODES = 20_000
 """Nodes of the tree with every alias written out: a "billion laughs" file ends here."""
 
+LONGEST_NUMBER = 1000
+"""Characters of a plain scalar that may be a number or a date. The patterns of YAML 1.1 go back
+over a long one again and again, and hold up every thread meanwhile."""
+
 LIBVFIO_TAGS = "tag:nimyaml.org,2016:"
 """What the tags of a LibVF.IO file begin with; its own is ``custom:Config``, on the whole."""
 
@@ -270,6 +274,8 @@ def _scalar(event: yaml.ScalarEvent) -> Scalar:
 
 def _resolve(text: str) -> str:
     """Return the tag that YAML 1.1 gives to a plain scalar."""
+    if len(text) > LONGEST_NUMBER:
+        return _TAG + "str"
     for tag, pattern in _IMPLICIT.get(text[:1], []):
         if pattern.match(text):
             return tag

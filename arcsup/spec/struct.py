@@ -20,6 +20,9 @@ R = TypeVar("R", bound=attrs.AttrsInstance)
 MOST_NAMED = 13
 """Keys that a message lists; the VM itself has more."""
 
+MOST_UNKNOWN = 50
+"""Unknown keys of a map that are told one by one: finding the nearest known one takes its time."""
+
 LONGEST_NAME = 60
 """Characters of a key that a message shows; those that arcsup knows are shorter."""
 
@@ -134,9 +137,12 @@ class Struct(Generic[S]):
         problems: list[Problem] = []
         faulty: set[str] = set()
         known = {key.name: key for key in self.keys}
-        for name, item in self._pairs(node, path, problems):
+        unknown = 0
+        for written, item in self._pairs(node, path, problems):
+            name = written.text
             if name not in known:
-                problems.append(Problem(*self._unknown(node, path, name)))
+                unknown += 1
+                problems += self._unknown(written.mark, path, name, unknown)
                 continue
             key = known[name]
             try:
@@ -166,7 +172,7 @@ class Struct(Generic[S]):
 
     def _pairs(
         self, node: MapNode, path: str, problems: list[Problem]
-    ) -> Iterator[tuple[str, Node]]:
+    ) -> Iterator[tuple[Scalar, Node]]:
         """Yield the keys that can be one, each once; note the others."""
         seen: dict[str, int] = {}
         for key, item in node.pairs:
@@ -183,11 +189,14 @@ class Struct(Generic[S]):
                 )
             else:
                 seen[key.text] = key.mark.line
-                yield key.text, item
+                yield key, item
 
-    def _unknown(self, node: MapNode, path: str, name: str) -> tuple[Mark, str, str]:
-        mark = next(k.mark for k, _ in node.pairs if isinstance(k, Scalar) and k.text == name)
-        return mark, join(path, name), f"unknown key, {self._hint(name)}"
+    def _unknown(self, mark: Mark, path: str, name: str, number: int) -> Iterator[Problem]:
+        """Yield what to say of the unknown key that is the ``number``-th of its map."""
+        if number <= MOST_UNKNOWN:
+            yield Problem(mark, join(path, name), f"unknown key, {self._hint(name)}")
+        elif number == MOST_UNKNOWN + 1:
+            yield Problem(mark, path, "more unknown keys follow")
 
     def _hint(self, name: str) -> str:
         names = {_plain(key.name): key.name for key in self.keys}

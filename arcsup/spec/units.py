@@ -28,6 +28,9 @@ LARGEST_SIZE = 1 << 30
 LONGEST = 7 * 24 * 3600
 """Seconds of the longest duration that is believed: a week."""
 
+LONGEST_CPU_LIST = 6 * 8192
+"""Characters: of 8192 CPUs one by one."""
+
 LAST_CPU = 8191
 """Linux is built for at most 8192 CPUs (CONFIG_NR_CPUS on x86)."""
 
@@ -78,9 +81,10 @@ def show_duration(seconds: float) -> str:
 
 def parse_cpus(text: str) -> CpuSet:
     """Return the CPU numbers of a list as the kernel writes it: ``0-3,8``."""
-    if re.fullmatch(CPU_LIST, text) is None:
+    if len(text) > LONGEST_CPU_LIST or re.fullmatch(CPU_LIST, text) is None:
         raise ValueError("expected host CPUs such as 0-3,8")
     cpus: set[int] = set()
+    named = 0
     for part in text.split(","):
         first, _, last = part.strip().partition("-")
         low, high = int(first), int(last or first)
@@ -88,6 +92,9 @@ def parse_cpus(text: str) -> CpuSet:
             raise ValueError(f"the range {part.strip()} runs backwards")
         if high > LAST_CPU:
             raise ValueError(f"CPU {high} is beyond the last that Linux can have, {LAST_CPU}")
+        named += high + 1 - low
+        if named > 2 * (LAST_CPU + 1):
+            raise ValueError("the same CPUs are named again and again")
         cpus.update(range(low, high + 1))
     return CpuSet(frozenset(cpus))
 
