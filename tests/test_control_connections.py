@@ -1,10 +1,11 @@
 """Clients that take nothing, say nothing, or come in hundreds: dropped, and nobody else notices."""
 
+import json
 import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +14,9 @@ import trio
 from trio.testing import MockClock
 
 from arcsup.control import connections
+from arcsup.control.requests import BODY_DEADLINE, LARGE_BODIES, SMALL_BODY
 from arcsup.control.server import REQUEST_TIME, serve_control
+from arcsup.model import VmName
 from tests.fake_supervisor import FakeSupervisor, make_event, make_status
 
 GET_VMS = b"GET /v1/vms HTTP/1.1\r\nHost: arcsup\r\n\r\n"
@@ -235,3 +238,104 @@ async def test_http_2_is_refused(tmp_path: Path) -> None:
                     heard += chunk
         assert b"[]" not in heard
         assert b"200" in await ask(path)
+
+
+@pytest.mark.parametrize("target", ["/v1/vms", "/v1/vms/db/clear"])
+async def test_who_leaves_in_the_middle_of_a_body_that_nobody_reads_leaves_nothing_behind(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    monkeypatch.setattr(connections, "MOST_READING", 3)
+    path = tmp_path / "arcsup.sock"
+    head = f"POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n".encode()
+    async with serving(FakeSupervisor(), path, read_only=True):
+        for _ in range(3):
+            async with await trio.open_unix_socket(path) as client:
+                with trio.move_on_after(1):
+                    await client.send_all(head + b" " * 5_000_000)
+                assert b" 403 " in await client.receive_some(1000)
+        async with await trio.open_unix_socket(path) as client:
+            assert b" 503 " in await client.receive_some(1000), "each of them is still held"
+
+        await trio.sleep(connections.LOOK * (connections.LOOKS_AFTER_IT_LEFT + 2))
+
+        assert b" 200 " in await ask(path)
+
+
+async def test_large_requests_wait_for_room_and_keep_no_small_one_waiting(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    path, large = tmp_path / "arcsup.sock", b" " * 3 * SMALL_BODY
+    async with serving(FakeSupervisor(), path), AsyncExitStack() as stack:
+
+        async def submit(body: bytes, length: int) -> trio.SocketStream:
+            client = await stack.enter_async_context(await trio.open_unix_socket(path))
+            head = f"POST /v1/gpus/release HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"
+            await client.send_all(head.encode() + body)
+            return client
+
+        holders = [await submit(large, 2 * len(large)) for _ in range(LARGE_BODIES)]
+        await trio.sleep(BODY_DEADLINE / 2)
+        late = await submit(b"[1]" + large, len(large) + 3)
+        small = await submit(b"[1]", 3)
+        await hear(small, b"must be a JSON object")
+        with trio.move_on_after(BODY_DEADLINE / 3) as limit:
+            await late.receive_some(1000)
+        assert limit.cancelled_caught, "it waits"
+
+        for client in holders:
+            await hear(client, b"did not arrive")
+        await hear(late, b"must be a JSON object")
+
+
+async def test_who_finds_no_room_for_a_large_request_is_told_to_come_again(
+    tmp_path: Path, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, supervisor = tmp_path / "arcsup.sock", FakeSupervisor()
+
+    async def never(*_: object) -> VmName:
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(FakeSupervisor, "submit", never)
+    source = "#" * 2 * SMALL_BODY
+    body = json.dumps({"file": "/one.yaml", "source": source}).encode()
+    head = f"POST /v1/vms HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    async with serving(supervisor, path), AsyncExitStack() as stack:
+        for _ in range(LARGE_BODIES):
+            client = await stack.enter_async_context(await trio.open_unix_socket(path))
+            await client.send_all(head + body)
+        async with await trio.open_unix_socket(path) as client:
+            await client.send_all(head + body)
+            await hear(client, b"too many large requests are being read")
+
+
+async def hear(client: trio.SocketStream, words: bytes) -> None:
+    """Read until some words have come."""
+    heard = b""
+    while words not in heard:
+        chunk = await client.receive_some(1000)
+        assert chunk, heard
+        heard += chunk
+
+
+async def test_a_client_that_breaks_off_again_and_again_fills_no_log(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "arcsup.sock"
+
+    async def fail(_stream: trio.SocketStream) -> None:
+        raise trio.BusyResourceError("another task is sending")
+
+    served = connections.Connections(fail)
+    with closing(socket.socket(socket.AF_UNIX)) as listener:
+        listener.bind(str(path))
+        listener.listen()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(served.accept, listener, nursery)
+            for _ in range(20):
+                async with await trio.open_unix_socket(path) as client:
+                    await read_to_the_end(client)
+            nursery.cancel_scope.cancel()
+    served.close()
+
+    assert caplog.text.count("serving a connection went wrong") == 1

@@ -19,8 +19,10 @@ from arcsup.control.metrics import CONTENT_TYPE
 from arcsup.control.modes import take_answers, take_mode
 from arcsup.control.openapi import Operation, describe_api
 from arcsup.control.requests import (
+    BodyRoom,
     JsonAnswer,
     answer_errors,
+    let_go_of_body,
     make_error,
     read_body,
     take_flag,
@@ -74,6 +76,11 @@ class Control:
     async def submit(self, request: Request) -> Response:
         """Run the VM of a file; ``?wait=`` waits until it does."""
         seconds = take_seconds(request, "wait")
+        name = await self._take_in(request)
+        return await self._answer_command(request, name, "start", seconds, created=True)
+
+    async def _take_in(self, request: Request) -> str:
+        """Have the VM of the request's file run; nothing of its text is kept here after that."""
         body = await read_body(request)
         file = Path(take_text(body, "file"))
         if not file.is_absolute():
@@ -81,8 +88,10 @@ class Control:
         if not str(file).isprintable():
             raise UsageError(f"{str(file)!r} holds what cannot be shown", "rename the file")
         source, mode, answers = take_text(body, "source"), take_mode(body), take_answers(body)
-        name = await self._supervisor.submit(file, source, mode, answers)
-        return await self._answer_command(request, name, "start", seconds, created=True)
+        try:
+            return await self._supervisor.submit(file, source, mode, answers)
+        finally:
+            let_go_of_body(request)
 
     async def start(self, request: Request) -> Response:
         """Want a VM to run; ``?wait=`` waits until it does."""
@@ -318,7 +327,9 @@ def make_app(supervisor: Supervisor, closing: trio.Event, *, read_only: bool = F
         )
         for operation in operations
     ]
-    return Starlette(routes=routes, exception_handlers={HTTPException: _answer_http_exception})
+    app = Starlette(routes=routes, exception_handlers={HTTPException: _answer_http_exception})
+    app.state.body_room = BodyRoom()
+    return app
 
 
 async def _refuse(_request: Request) -> Response:

@@ -30,6 +30,10 @@ LOOKS = 6
 """A client that had no room for more at so many looks one after the other is dropped. What waits
 for it is one answer, or one event; an answer fits into the daemon's memory but once or twice."""
 
+LOOKS_AFTER_IT_LEFT = 12
+"""One whose client has left at so many looks is ended: hypercorn waits for ever to hand on the rest
+of a body that nobody asks for, and does not see then that the client has gone."""
+
 MOST = 512
 """Connections that one user may have where anything may be asked."""
 
@@ -73,15 +77,22 @@ def find_limits(*, read_only: bool) -> Limits:
 class _Connection:
     stream: trio.SocketStream
     uid: int
+    served: trio.CancelScope = field(factory=trio.CancelScope)
     full: int = 0
     """At how many looks in a row it had no room for more."""
+    left: int = 0
+    """At how many looks in a row its client had closed it."""
 
-    def is_full(self) -> bool:
+    def look(self) -> None:
+        """Count how often it has been the same."""
         if (descriptor := self.stream.socket.fileno()) < 0:
-            return False  # It is closed, and its task about to end.
+            return  # It is closed, and its task about to end.
         poll = select.poll()
         poll.register(descriptor, select.POLLOUT)
-        return not poll.poll(0)
+        state = dict(poll.poll(0)).get(descriptor, 0)
+        # A client that only has nothing more to say is no POLLHUP (unix_poll() in the kernel).
+        self.left = self.left + 1 if state & select.POLLHUP else 0
+        self.full = self.full + 1 if not state else 0
 
     def drop(self, why: str) -> None:
         with contextlib.suppress(OSError):
@@ -98,7 +109,7 @@ class Connections:
     read_only: bool = False
     _open: set[_Connection] = field(factory=set)
     _told: dict[int, float] = field(factory=dict)
-    """When it was last logged of a user that he has too many, on trio's clock."""
+    """When something of a user was last logged, on trio's clock; below 0: nobody's own."""
     _spare: int = field(factory=lambda: _open_spare())
     """A descriptor to give up when there is no other: with it, who comes can be sent away."""
 
@@ -135,12 +146,14 @@ class Connections:
 
     async def _serve(self, connection: _Connection) -> None:
         try:
-            await self.serve(connection.stream)
+            with connection.served:
+                await self.serve(connection.stream)
         except Exception as error:
             # One connection's trouble is not the daemon's.
             if is_shortage(error):
                 self._tell(-1, f"a connection was lost: {error}")
-            else:
+            elif self._is_due(-2):
+                # hypercorn fails on some clients that break off, who could fill the log by that.
                 logger.exception("serving a connection went wrong")
         finally:
             self._open.discard(connection)
@@ -157,10 +170,16 @@ class Connections:
         return ""
 
     def _tell(self, uid: int, what: str) -> None:
-        now = trio.current_time()
-        if now - self._told.get(uid, -TOLD_AGAIN) >= TOLD_AGAIN:
-            self._told[uid] = now
+        if self._is_due(uid):
             logger.warning("%s (said at most once in %.0f s)", what, TOLD_AGAIN)
+
+    def _is_due(self, uid: int) -> bool:
+        """Tell whether something of a user is to be logged; it counts as logged then."""
+        now = trio.current_time()
+        due = now - self._told.get(uid, -TOLD_AGAIN) >= TOLD_AGAIN
+        if due:
+            self._told[uid] = now
+        return due
 
     def _send_one_away(self, listener: socket.socket) -> None:
         """Accept with the spare descriptor and close: who waits in vain would ask for ever."""
@@ -171,13 +190,15 @@ class Connections:
         self._spare = _open_spare()
 
     async def tend(self) -> None:
-        """Drop clients that take nothing, for ever."""
+        """Drop clients that take nothing, and what is left of those that have gone, for ever."""
         while True:
             await trio.sleep(LOOK)
             for connection in list(self._open):
-                connection.full = connection.full + 1 if connection.is_full() else 0
+                connection.look()
                 if connection.full >= LOOKS:
                     connection.drop(f"took nothing for {LOOK * LOOKS:.0f} s")
+                if connection.left >= LOOKS_AFTER_IT_LEFT:
+                    connection.served.cancel()
 
     def break_all(self) -> None:
         """Shut down every connection.

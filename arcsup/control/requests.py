@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 import trio
+from attrs import define, field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
@@ -28,6 +29,13 @@ BODY_LIMIT = 1 << 20
 
 BODY_DEADLINE = 10.0
 """Seconds that a client may take to send its body."""
+
+SMALL_BODY = 1 << 14
+"""Bytes of a body for which there is always room. Longer ones are read a few at a time: so clients
+by the hundred cannot have the daemon hold hundreds of them."""
+
+LARGE_BODIES = 16
+"""Longer bodies that a socket's clients may have the daemon hold at once."""
 
 WAIT_LIMIT = 86400.0
 """Seconds that a request may wait for a VM."""
@@ -90,6 +98,8 @@ def answer_errors(handler: Handler) -> Handler:
                 f"the daemon failed on {request.method} {request.url.path}",
                 "this is a fault in arcsup; the daemon's log has the details",
             )
+        finally:
+            let_go_of_body(request)
 
     return answered
 
@@ -109,15 +119,51 @@ def _answer_shortage(request: Request, error: Exception) -> Response:
     )
 
 
+@define(eq=False)
+class BodyRoom:
+    """How many large bodies are held, by which requests."""
+
+    _turns: trio.CapacityLimiter = field(factory=lambda: trio.CapacityLimiter(LARGE_BODIES))
+
+    async def enter(self, request: Request) -> None:
+        """Wait for room for the request's body, which it may have already."""
+        if not hasattr(request.state, "body_room"):
+            await self._turns.acquire_on_behalf_of(request)
+            request.state.body_room = self
+
+    def leave(self, request: Request) -> None:
+        """Give its room to others."""
+        self._turns.release_on_behalf_of(request)
+
+
+def let_go_of_body(request: Request) -> None:
+    """Say that nothing of the request's body is needed any more; may be said twice."""
+    room: BodyRoom | None = getattr(request.state, "body_room", None)
+    if room is not None:
+        room.leave(request)
+        request.state.body_room = None
+
+
 async def read_body(request: Request) -> dict[str, Any]:
-    """Return the request's JSON object; an empty body is {}. Raises UsageError."""
+    """Return the request's JSON object; an empty body is {}. Raises UsageError, Transient.
+
+    A large one counts among those that are held until ``let_go_of_body``.
+    """
     body = bytearray()
+    room: BodyRoom = request.app.state.body_room
+    waits = False
     with trio.move_on_after(BODY_DEADLINE) as deadline:
         async with aclosing(request.stream()) as chunks:
             async for chunk in chunks:
                 body += chunk
                 if len(body) > BODY_LIMIT:
                     raise UsageError(f"the body is longer than {BODY_LIMIT} bytes")
+                if len(body) > SMALL_BODY:
+                    waits = True
+                    await room.enter(request)
+                    waits = False
+    if deadline.cancelled_caught and waits:
+        raise Transient("too many large requests are being read", "ask again in a moment")
     if deadline.cancelled_caught:
         raise UsageError(f"the body did not arrive within {BODY_DEADLINE:.0f} s")
     if not body:
