@@ -16,7 +16,7 @@ from trio.testing import MockClock
 from arcsup.control import connections
 from arcsup.control.requests import BODY_DEADLINE, LARGE_BODIES, SMALL_BODY
 from arcsup.control.server import REQUEST_TIME, serve_control
-from arcsup.model import VmName
+from arcsup.model import VmName, VmStatus
 from tests.fake_supervisor import FakeSupervisor, make_event, make_status
 
 GET_VMS = b"GET /v1/vms HTTP/1.1\r\nHost: arcsup\r\n\r\n"
@@ -323,7 +323,7 @@ async def test_a_client_that_breaks_off_again_and_again_fills_no_log(
 ) -> None:
     path = tmp_path / "arcsup.sock"
 
-    async def fail(_stream: trio.SocketStream) -> None:
+    async def fail(_stream: trio.SocketStream, _uid: int) -> None:
         raise trio.BusyResourceError("another task is sending")
 
     served = connections.Connections(fail)
@@ -339,3 +339,38 @@ async def test_a_client_that_breaks_off_again_and_again_fills_no_log(
     served.close()
 
     assert caplog.text.count("serving a connection went wrong") == 1
+
+
+async def test_requests_of_a_user_by_the_hundred_are_begun_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, supervisor = tmp_path / "arcsup.sock", FakeSupervisor()
+    begun, together = 0, list[int]()
+
+    def statuses(_self: FakeSupervisor) -> tuple[VmStatus, ...]:
+        nonlocal begun
+        begun += 1
+        return ()
+
+    async def count() -> None:
+        nonlocal begun
+        while True:
+            together.append(begun)
+            begun = 0
+            await trio.lowlevel.checkpoint()
+
+    monkeypatch.setattr(FakeSupervisor, "statuses", statuses)
+    monkeypatch.setattr(connections, "_peer_uid", lambda _: 60956)
+    async with serving(supervisor, path), AsyncExitStack() as stack:
+        clients = [
+            await stack.enter_async_context(await trio.open_unix_socket(path)) for _ in range(60)
+        ]
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            for client in clients:
+                await client.send_all(GET_VMS)
+            for client in clients:
+                await hear(client, b"[]")
+            nursery.cancel_scope.cancel()
+
+    assert max(together) == 1

@@ -105,7 +105,8 @@ class _Connection:
 class Connections:
     """Accepts connections, has each served, and drops those that take nothing."""
 
-    serve: Callable[[trio.SocketStream], Awaitable[None]]
+    serve: Callable[[trio.SocketStream, int], Awaitable[None]]
+    """Serves a connection of a user, by number, until it ends."""
     read_only: bool = False
     _open: set[_Connection] = field(factory=set)
     _told: dict[int, float] = field(factory=dict)
@@ -147,7 +148,7 @@ class Connections:
     async def _serve(self, connection: _Connection) -> None:
         try:
             with connection.served:
-                await self.serve(connection.stream)
+                await self.serve(connection.stream, connection.uid)
         except Exception as error:
             # One connection's trouble is not the daemon's.
             if is_shortage(error):

@@ -74,11 +74,14 @@ async def serve_control(
     """
     closing, served = trio.Event(), trio.Event()
     context, config = WorkerContext(None), _configure()
-    # Both are ASGI 3; Starlette types its messages as maps, hypercorn as TypedDicts.
-    app = cast("Framework", _only_http_1(make_app(supervisor, closing, read_only=read_only)))
-    wrapped = wrap_app(app, config.wsgi_max_body_size, "asgi")
+    app = _only_http_1(make_app(supervisor, closing, read_only=read_only))
+    turns: dict[int, trio.Lock] = {}
 
-    async def serve(stream: trio.SocketStream) -> None:
+    async def serve(stream: trio.SocketStream, uid: int) -> None:
+        turn = None if uid in {0, os.geteuid()} else turns.setdefault(uid, trio.Lock())
+        served = app if turn is None else _in_turn(app, turn)
+        # Both are ASGI 3; Starlette types its messages as maps, hypercorn as TypedDicts.
+        wrapped = wrap_app(cast("Framework", served), config.wsgi_max_body_size, "asgi")
         # hypercorn asks nothing of a stream that this one has not.
         plain = cast("trio.SSLStream[trio.SocketStream]", _InPieces(stream))
         await TCPServer(wrapped, config, context, ConnectionState({}), plain)
@@ -225,6 +228,20 @@ def _only_http_1(app: ASGIApp) -> ASGIApp:
             await send({"type": "http.response.body", "body": b""})
         else:
             await app(scope, receive, send)
+
+    return answer
+
+
+def _in_turn(app: ASGIApp, turn: trio.Lock) -> ASGIApp:
+    """Begin the requests of one user one after the other, and let all others have a turn between.
+
+    What a request makes is made in one go; of hundreds at once, everybody else would wait for all.
+    """
+
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        async with turn:
+            await trio.lowlevel.checkpoint()
+        await app(scope, receive, send)
 
     return answer
 
