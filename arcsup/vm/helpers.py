@@ -1,8 +1,11 @@
 """The programs beside a QEMU (swtpm, virtiofsd): watched, because QEMU runs on without them.
 
-None can be started again under its guest: a TPM's state and a share's open files end with their
-server, and QEMU does not connect anew (docs/specs/tpm.rst; vhost-user needs ``reconnect`` and a
-server that kept its state). So an end is told, and that the VM has to be restarted.
+None can be started again under its guest. A share's open files end with their server, and QEMU does
+not connect to another one: without ``reconnect`` on its chardev it stays disconnected, and with it
+QEMU 7.2 refuses vhost-user-fs ("Failed to set msg fds"); hw/virtio/vhost-user-fs.c has no handler
+for a connection that comes back. A TPM gets the descriptor of its commands once, when QEMU starts
+(docs/specs/tpm.rst), and what a guest's firmware has measured into it is gone. So an end is told,
+and that the VM has to be restarted.
 """
 
 from functools import partial

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+import socket
 import subprocess
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,21 @@ async def test_a_share_is_served_and_its_server_ends_with_qemu(short_dir: Path) 
         async with running((*build_command_line(vm, host), "-S"), host.sockets) as qmp:
             assert "share0" in await peripherals(qmp)
             await qmp.execute("quit")
+
+
+def test_qemu_takes_no_server_of_a_share_that_it_could_connect_to_again(short_dir: Path) -> None:
+    """Why a virtiofsd that has died is not started again: should this fail, it could be."""
+    argv = [
+        "qemu-system-x86_64", "-machine", "q35,accel=tcg,memory-backend=memory", "-m", "64",
+        "-object", "memory-backend-memfd,id=memory,size=64M,share=on",
+        "-nodefaults", "-display", "none",
+        "-chardev", f"socket,id=share,path={short_dir}/share.sock,reconnect=1",
+        "-device", "vhost-user-fs-pci,chardev=share,tag=share",
+    ]  # fmt: skip
+    with closing(socket.socket(socket.AF_UNIX)) as server:
+        server.bind(f"{short_dir}/share.sock")
+        server.listen()
+        ended = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+
+    assert ended.returncode == 1
+    assert "Failed to set msg fds" in ended.stderr
