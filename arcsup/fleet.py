@@ -42,6 +42,7 @@ from arcsup.unattended.store import AnswerStore
 from arcsup.vm.live_gpus import wants_change
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.record import WHAT_TO_DO, Record, Source
+from arcsup.vm.run_room import tell_lack_of_room
 from arcsup.vm.strays import describe_holder, find_holders, is_held
 from arcsup.vm.usb import UsbRequests, find_usb_awaited
 
@@ -133,6 +134,7 @@ class Fleet:
             yield from map(str, self.snapshot.findings)
         yield from self.unreadable.values()
         places = self.workshop.places
+        yield from tell_lack_of_room(places, self.vms)
         for fileless in sorted(it for it in self.unrecorded if is_held(places, it)):
             who = describe_holder(find_holders(places, fileless))
             yield f"{fileless}: {who}, nor has it a VM file: end that process"
