@@ -203,7 +203,10 @@ class Forward:
 
 @frozen
 class Network:
-    """``bridge`` or ``tap`` names the host's interface; ``mac`` None is derived from the VM."""
+    """``bridge`` or ``tap`` names the host's interface; ``mac`` None is derived from the VM.
+
+    ``host_loopback``: the guest may reach what listens on the host's loopback, by QEMU's NAT.
+    """
 
     type: NetworkType = NetworkType.USER
     bridge: str = ""
@@ -211,6 +214,7 @@ class Network:
     mac: MacAddress | None = None
     model: NetworkModel = NetworkModel.VIRTIO
     forwards: tuple[Forward, ...] = ()
+    host_loopback: bool = False
     parent: PciAddress | None = None
 
 

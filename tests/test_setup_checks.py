@@ -9,7 +9,7 @@ import pytest
 from attrs import evolve
 
 from arcsup.host.scopes import SYSTEM_BUS, find_user_bus
-from arcsup.setup.checks import cpu, kernel, places, qemu
+from arcsup.setup.checks import confinement, cpu, kernel, places, qemu
 from arcsup.setup.doctor import CHECKS, examine
 from arcsup.setup.findings import Check, Finding, Level, ok
 from arcsup.setup.host import Host
@@ -218,8 +218,9 @@ GPUS = {"gpus", "gpu-entries", "device-files", "nvidia-services", "nouveau", "nv
 
 def test_every_check_has_a_good_and_a_bad_host_here() -> None:
     elsewhere = {"kvm-guest", "space", "interrupt-remapping", "memlock", "escape-hatch"}
-    elsewhere |= {"private-tmp"}
-    assert {check for check, _ in GOOD} | {"kvm-guest", "space", "daemon"} == set(BY_ID) - GPUS
+    elsewhere |= {"private-tmp", "loopback"}
+    well = {check for check, _ in GOOD} | {"kvm-guest", "space", "daemon", "loopback"}
+    assert well == set(BY_ID) - GPUS
     assert {check for check, _, _, _ in BAD} | elsewhere == set(BY_ID) - GPUS
 
 
@@ -258,6 +259,37 @@ def test_a_user_who_may_lock_little_memory_is_warned(host: Host) -> None:
 
     assert "8192 KiB" in find("memlock", user)[0].what
     assert worst(find("memlock", user)) is Level.WARNING
+
+
+def test_guests_of_a_users_own_daemon_are_told_to_reach_the_loopback(host: Host) -> None:
+    add_control_groups(host)
+    user = Host(host.places, root=host.root, uid=1000)
+
+    assert "only root" in find("loopback", user)[0].what
+    assert worst(find("loopback", user)) is Level.WARNING
+
+
+def test_guests_without_control_groups_are_told_to_reach_the_loopback(host: Host) -> None:
+    system = Host(host.places, root=host.root, uid=0)
+
+    assert "no control groups" in find("loopback", system)[0].what
+    assert worst(find("loopback", system)) is Level.WARNING
+
+
+def test_a_filter_that_the_kernel_refuses_is_told(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(confinement, "check_control_groups", lambda _: iter([ok("groups")]))
+    monkeypatch.setattr("os.geteuid", lambda: 0)
+    here = Host(host.places, uid=0)
+    said = {}
+    for obstacle in ("", "Operation not permitted"):
+        monkeypatch.setattr(confinement, "find_obstacle_to_filter", lambda it=obstacle: it)
+        [said[obstacle]] = find("loopback", here)
+
+    assert said[""].level is Level.OK
+    assert said["Operation not permitted"].level is Level.WARNING
+    assert "Operation not permitted" in said["Operation not permitted"].what
 
 
 def test_a_directory_of_somebody_else_is_an_error(host: Host) -> None:

@@ -204,6 +204,10 @@ def test_a_mac_of_digits_only_needs_no_quotes_although_yaml_takes_it_for_a_numbe
             "forwards: is for `type: user` only",
         ),
         (
+            "networks: [{type: bridge, bridge: br0, hostLoopback: true}]",
+            "networks[0].hostLoopback: is for `type: user` only, this is bridge",
+        ),
+        (
             "networks: [{mac: 52:54:00:00:00:01}, {mac: '52:54:0:0:0:1'}]",
             "networks[1].mac: 52:54:00:00:00:01 is that of networks[0]",
         ),
@@ -315,6 +319,16 @@ def test_a_screen_open_to_the_network_is_doubted_not_refused() -> None:
     assert "without a password" in parsed.warnings[0]
     asked = "display: {type: vnc, listen: 0.0.0.0, passwordFile: secret}"
     assert not read_vm(asked, Path("box.yaml"), MACHINE).warnings
+
+
+def test_a_guest_that_may_reach_the_hosts_loopback_is_doubted_not_refused() -> None:
+    parsed = read_vm("networks: [{}, {hostLoopback: true}]", Path("box.yaml"), MACHINE)
+
+    assert parsed.vm is not None
+    assert [network.host_loopback for network in parsed.vm.networks] == [False, True]
+    [warning] = parsed.warnings
+    assert "networks[1].hostLoopback: " in warning
+    assert not read_vm("networks: [{}]", Path("box.yaml"), MACHINE).warnings
 
 
 def test_a_password_is_for_tcp_only() -> None:

@@ -93,6 +93,12 @@ def find_doubts(vm: Vm) -> list[str]:
             f"display.listen: {vm.display.listen} shows the screen without a password to whoever "
             "reaches it; a unix socket (no `listen`) or 127.0.0.1 does not"
         )
+    doubts += [
+        f"networks[{number}].hostLoopback: the guest reaches whatever listens on the host's "
+        "loopback; a service that listens on another address needs no such leave"
+        for number, network in enumerate(vm.networks)
+        if network.host_loopback
+    ]
     if vm.qemu.args:
         doubts.append("qemu.args: is passed to QEMU unchecked")
     return doubts

@@ -130,6 +130,7 @@ def _check_network_keys(network: Network) -> Findings:
         ("tap", network.tap, NetworkType.TAP),
         ("parent", network.parent, NetworkType.VF),
         ("forwards", network.forwards, NetworkType.USER),
+        ("hostLoopback", network.host_loopback, NetworkType.USER),
     ):
         if value and kind is not owner:
             yield key, f"is for `type: {owner}` only, this is {kind}"
@@ -139,7 +140,9 @@ def _check_network_keys(network: Network) -> Findings:
         yield "tap", "is missing: name the host's tap device, such as tap0"
 
 
-NETWORK_RULES = (Rule(("type", "bridge", "tap", "parent", "forwards"), _check_network_keys),)
+_NETWORK_KEYS = ("type", "bridge", "tap", "parent", "forwards", "hostLoopback")
+
+NETWORK_RULES = (Rule(_NETWORK_KEYS, _check_network_keys),)
 
 
 def check_display(display: Display) -> Findings:

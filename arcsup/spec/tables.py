@@ -167,6 +167,11 @@ NETWORK = Struct(
             ),
             "user: PROTOCOL:ADDRESS:HOSTPORT:GUESTPORT; an empty address is every address",
         ),
+        Key(
+            "hostLoopback",
+            FLAG,
+            "user: the guest may reach what listens on the host's loopback, as 10.0.2.2",
+        ),
         Key("parent", PCI_TOKEN, "vf: PCI address of the network card, or of the very function"),
     ),
     rules.NETWORK_RULES,

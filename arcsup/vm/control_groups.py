@@ -21,9 +21,11 @@ from arcsup.host.cgroups import (
 from arcsup.host.kmsg import parse_limit_kills, read_kernel_log
 from arcsup.host.scopes import find_scopes
 from arcsup.model import ConditionType
+from arcsup.vm.loopback import guard_loopback
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.process import ProcessEnd, read_start_time
 from arcsup.vm.record import Launch
+from arcsup.vm.resources import Needs
 
 logger = logging.getLogger(__name__)
 
@@ -41,14 +43,16 @@ def choose_control_groups(*, system: bool) -> ControlGroups | None:
             raise Transient("there are no control groups of the second version")
         return prepare_folders(group)
     except Transient as error:
-        logger.warning("VMs have no limits of memory and tasks: %s", error.message)
+        what = ", and their guests reach the host's loopback" if system else ""
+        logger.warning("VMs have no limits of memory and tasks%s: %s", what, error.message)
         return None
 
 
 async def enclose(vm: ManagedVm, workshop: Workshop) -> None:
     """Put a VM's programs into a group of their own, unless they are in one; set ``vm.enclosed``.
 
-    Where that fails the VM runs without: it is told, and shown as a condition.
+    There the kernel keeps them from the host's loopback too. Where either fails the VM runs
+    without: it is told, and shown as a condition.
     """
     launch = vm.record.launch
     if launch is not None and not launch.cgroup and launch.limits is not None:
@@ -61,7 +65,19 @@ async def enclose(vm: ManagedVm, workshop: Workshop) -> None:
                 workshop.tell(vm.name, "not-limited", f"it has no limits: {error.message}")
             else:
                 await _keep(vm, workshop, group)
+    await guard_loopback(vm, workshop)
     vm.enclosed.set()
+
+
+def belongs_in_group_first(needs: Needs) -> bool:
+    """Tell whether a VM's programs must be in their group before they begin, which takes time.
+
+    Helpers fork, and VFIO has the guest's memory at once. A socket is for ever of the group in
+    which it was made: those of forwards are made as QEMU begins, and what a guest sends from a
+    forwarded port goes out there; so may those be that ``qemu.args`` ask for.
+    """
+    forwards = any(network.forwards for network in needs.vm.networks)
+    return bool(needs.helpers or needs.resources.slices or needs.vm.qemu.args or forwards)
 
 
 def _find_pids(launch: Launch) -> list[int]:

@@ -41,7 +41,7 @@ from arcsup.vm.belongings import (
     open_folders,
 )
 from arcsup.vm.commandline import Sockets, build_command_line, expected_devices
-from arcsup.vm.control_groups import enclose
+from arcsup.vm.control_groups import belongs_in_group_first, enclose
 from arcsup.vm.firmware_conditions import prepare_variables
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.iommufd import can_use_iommufd, open_iommufd
@@ -203,8 +203,7 @@ async def _spawn(
             frames=_frames(needs),
         )
         await vm.save(workshop, launch=launch)
-        if len(started) > 1 or needs.resources.slices:
-            # Helpers fork, and VFIO has the guest's memory at once: both belong where we put them.
+        if belongs_in_group_first(needs):
             await enclose(vm, workshop)
         for _, gated in started:
             gated.open_gate()

@@ -50,6 +50,7 @@ from arcsup.vm.firmware_conditions import watch_variables
 from arcsup.vm.helpers import watch_helpers
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.launch import bring_up, find_last_words, start_qemu
+from arcsup.vm.loopback import explain_refusal
 from arcsup.vm.managed import ManagedVm, SeenEnd, StopOrder, Workshop
 from arcsup.vm.monitor import keep_monitor
 from arcsup.vm.process import Process, ProcessEnd, end_process
@@ -374,7 +375,7 @@ async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> N
         lost = vm.order.because if vm.order.device_lost else ""
         detail, terminal = vm.order.start_failed or lost, vm.order.hopeless
     else:
-        detail = "" if vm.evidence.was_ready else find_last_words(vm, workshop)
+        detail = "" if vm.evidence.was_ready else _find_last_words(vm, workshop)
         if tells_host_trouble(detail):
             await _wait_for_host(vm, workshop, detail)
             return
@@ -384,6 +385,11 @@ async def _see_through(vm: ManagedVm, workshop: Workshop, process: Process) -> N
         for owned in vm.record.slices_in_use:
             workshop.device_failed(owned)
     await _finish(vm, workshop, end, detail, terminal=terminal, device_trouble=trouble)
+
+
+def _find_last_words(vm: ManagedVm, workshop: Workshop) -> str:
+    words = find_last_words(vm, workshop)
+    return words if vm.running is None else explain_refusal(vm.running, words)
 
 
 def _is_device_trouble(vm: ManagedVm, words: str) -> bool:

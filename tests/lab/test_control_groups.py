@@ -1,8 +1,11 @@
 """Control groups of a kernel that has them all, without systemd: a folder for each VM."""
 
+import errno
+import socket
 from pathlib import Path
 
 from tests.lab.vms import TINY
+from tests.own_group import errno_in
 from tests.qemu.daemon import Daemon
 
 TREE = Path("/sys/fs/cgroup")
@@ -53,3 +56,48 @@ def test_a_qemu_that_alone_is_too_much_is_killed_alone_and_that_is_said(daemon: 
     assert said in " ".join(event["message"] for event in daemon.status("one")["events"])
     assert not group.exists()
     assert daemon.status("two")["pid"] == other
+
+
+def test_a_vm_with_qemus_own_network_is_kept_from_the_loopback_unless_it_asks(
+    daemon: Daemon,
+) -> None:
+    files = {"kept": "[{}]", "forwards": "[{forwards: ['udp:127.0.0.1:5000:50']}]"}
+    files |= {"asks": "[{hostLoopback: true}]", "other": "[]"}
+    for name, networks in files.items():
+        daemon.drop(name, TINY.replace("networks: []", f"networks: {networks}"))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def connect() -> None:
+            socket.create_connection(server.getsockname(), 10).close()
+
+        for _ in range(2):
+            for name in files:
+                daemon.wait_for(name, "running")
+            found = {name: errno_in(group_of(daemon, name), connect) for name in files}
+            assert found == {"kept": errno.EPERM, "forwards": errno.EPERM, "asks": 0, "other": 0}
+            told = {name: reasons_of(daemon, name) for name in files}
+            assert told == {"kept": [], "forwards": [], "asks": ["AskedFor"], "other": []}
+            daemon.kill()
+            daemon.start()
+
+
+def reasons_of(daemon: Daemon, name: str) -> list[str]:
+    """Return why a guest reaches the host's loopback."""
+    conditions = daemon.status(name)["conditions"]
+    return [it["reason"] for it in conditions if it["type"] == "HostLoopback"]
+
+
+def test_a_qemu_that_is_told_to_connect_to_the_loopback_says_what_that_takes(
+    daemon: Daemon,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        args = f"qemu: {{args: [-chardev, 'socket,id=x,host=127.0.0.1,port={port}']}}\n"
+        text = TINY.replace("networks: []", "networks: [{}]") + args
+        daemon.drop("one", text)
+
+        daemon.wait_for("one", "failed")
+        assert "hostLoopback: true" in daemon.status("one")["reason"]
+
+        daemon.drop("one", text.replace("[{}]", "[{hostLoopback: true}]"))
+        daemon.wait_for("one", "running")

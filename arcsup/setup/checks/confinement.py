@@ -1,4 +1,4 @@
-"""What keeps one VM from the rest of the host: control groups with limits, a /tmp of its own."""
+"""What keeps a VM from the rest of the host: control groups, a /tmp of its own, no loopback."""
 
 import os
 from collections.abc import Iterator
@@ -7,8 +7,9 @@ import trio
 
 from arcsup.errors import SpecError
 from arcsup.host.cgroups import NEEDED, TREE
+from arcsup.host.loopback import find_obstacle as find_obstacle_to_filter
 from arcsup.host.scopes import BOOTED, SYSTEM_BUS, find_user_bus
-from arcsup.setup.findings import Check, Finding, info, ok, warning
+from arcsup.setup.findings import Check, Finding, Level, info, ok, warning
 from arcsup.setup.host import Host
 from arcsup.spec.config import load_config
 from arcsup.vm.private_tmp import find_obstacle
@@ -61,7 +62,26 @@ def check_private_tmp(host: Host) -> Iterator[Finding]:
         yield ok("each VM has a /tmp of its own")
 
 
+def check_loopback(host: Host) -> Iterator[Finding]:
+    """Tell whether guests are kept from what listens on the host's loopback."""
+    what = "guests with `type: user`, the default network, reach the host's loopback"
+    why = "what listens there often trusts whoever can connect"
+    do = "give VMs `networks: []` or a bridge where that matters"
+    if host.uid != 0:
+        do = f"{do}; the system's daemon can prevent it"
+        yield warning(f"{what}: only root can have that prevented", why, do)
+    elif any(finding.level is not Level.OK for finding in check_control_groups(host)):
+        yield warning(f"{what}: VMs have no control groups to prevent it", why, do)
+    elif not (host.is_this and os.geteuid() == 0):
+        yield info("whether guests reach the host's loopback, only root can see on the host itself")
+    elif obstacle := find_obstacle_to_filter():
+        yield warning(f"{what}: the kernel takes no filter: {obstacle}", why, do)
+    else:
+        yield ok("guests do not reach the host's loopback, unless hostLoopback: true")
+
+
 CHECKS = (
     Check("control-groups", "Control groups", check_control_groups),
     Check("private-tmp", "VMs' /tmp", check_private_tmp),
+    Check("loopback", "The host's loopback", check_loopback),
 )
