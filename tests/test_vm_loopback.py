@@ -11,7 +11,7 @@ from attrs import evolve
 
 from arcsup.model import Forward, Network, NetworkType, QemuOptions, Vm
 from arcsup.vm import loopback
-from arcsup.vm.control_groups import belongs_in_group_first
+from arcsup.vm.control_groups import belongs_in_group_first, enclose
 from arcsup.vm.loopback import CONDITION, explain_refusal, guard_loopback
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.process import ProcessId, read_start_time
@@ -168,3 +168,16 @@ def test_a_qemu_whose_arguments_were_refused_the_loopback_says_what_to_do() -> N
     assert explain_refusal(vm, "no memory") == "no memory"
     for other in (vm_with(USER), evolve(vm, networks=(OPEN,)), evolve(vm, networks=())):
         assert explain_refusal(other, words) == words
+
+
+async def test_it_is_closed_before_the_guest_may_run(
+    workshop: Workshop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = running(vm_with(USER))
+    seen: list[bool] = []
+    monkeypatch.setattr(loopback, "close_loopback", lambda _: seen.append(vm.enclosed.is_set()))
+
+    await enclose(vm, workshop)
+
+    assert seen == [False]
+    assert vm.enclosed.is_set()
