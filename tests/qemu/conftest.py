@@ -27,6 +27,15 @@ class BareGuest:
 StartQemu = Callable[..., AbstractAsyncContextManager[BareGuest]]
 
 
+async def connect_if_there(path: Path) -> trio.SocketStream | None:
+    """Connect to a monitor, None while nobody listens: the file is there a moment before."""
+    try:
+        stream, _pid = await connect_qmp_socket(path)
+    except (FileNotFoundError, ConnectionRefusedError):
+        return None
+    return stream
+
+
 @pytest.fixture
 def start_qemu(short_dir: Path) -> StartQemu:
     """Return a function that boots the test guest: ``async with start_qemu(*args) as guest``.
@@ -54,10 +63,10 @@ def start_qemu(short_dir: Path) -> StartQemu:
         ]  # fmt: skip
         async with trio.open_nursery() as nursery:
             process = await nursery.start(trio.run_process, argv)
-            while not (qmp.is_socket() and console.is_socket()):
+            while (stream := await connect_if_there(qmp)) is None:
                 assert process.returncode is None, "QEMU rejected its arguments"
                 await trio.sleep(0.01)
-            stream, _pid = await connect_qmp_socket(qmp)
+            # The console came first on the command line: it is there too.
             async with open_qmp(stream) as session, open_console(console) as serial:
                 await session.execute("cont")
                 yield BareGuest(process, session, serial)

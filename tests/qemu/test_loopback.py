@@ -128,6 +128,19 @@ async def test_a_guest_is_kept_from_the_loopback_whatever_address_it_takes(
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize("closed", [True, False])
+async def test_a_guest_is_kept_from_the_loopback_of_ipv6(closed: bool, start: Start) -> None:
+    async with trio.open_nursery() as nursery:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6) as server:
+            nursery.start_soon(tell_secret, server)
+            async with start(closed=closed) as guest:
+                has_address = "ip -6 addr show dev eth0 | grep fec0: | grep -vq tentative"
+                await guest.console.run(f"until {has_address}; do sleep 0.1; done")
+                port = int(server.getsockname()[1])
+                assert (SECRET in await fetch(guest, "fec0::2", port)) is not closed
+            nursery.cancel_scope.cancel()
+
+
 async def test_a_forward_serves_the_host_all_the_same(
     start: Start, listener: socket.socket
 ) -> None:
