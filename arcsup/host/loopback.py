@@ -13,7 +13,7 @@ of the group connect to or send: what is not theirs to reach fails with EPERM.
 
 Sources: include/uapi/linux/bpf.h (``union bpf_attr``, ``struct bpf_sock_addr``, ``struct
 bpf_sock``); Documentation/bpf/standardization/instruction-set.rst; bpf(2); net/ipv4/udp.c and
-net/ipv4/af_inet.c for when the hooks are called. All of it is in Linux since 5.3.
+net/ipv4/af_inet.c for when the hooks are called. Tried with Linux 6.1 and 6.18.
 """
 
 import ctypes
