@@ -3,7 +3,7 @@
 import os
 import shutil
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,10 +11,10 @@ import trio
 from attrs import evolve
 
 from arcsup.errors import Terminal, Transient
-from arcsup.model import Boot, Disk, DiskFormat, MiB, Vm
-from arcsup.vm import disks
+from arcsup.model import Argv, Boot, Disk, DiskFormat, MiB, Vm
+from arcsup.vm import disks, empty_image
 from arcsup.vm.disks import check_files, create_missing_disks, find_medium
-from arcsup.vm.image_tool import run_image_tool
+from arcsup.vm.empty_image import make_empty_image
 from tests.vm_samples import make_vm
 
 needs_qemu_img = pytest.mark.skipif(shutil.which("qemu-img") is None, reason="needs qemu-img")
@@ -66,13 +66,11 @@ async def test_a_disk_that_appears_meanwhile_is_not_overwritten(
 ) -> None:
     theirs = b"QFI\xfb of somebody else"
 
-    async def run_slowly(
-        arguments: Sequence[str], *, account: None, pass_fds: tuple[int, ...], seconds: float
-    ) -> subprocess.CompletedProcess[bytes]:
+    async def run_slowly(command: Callable[[str], Argv], what: str, account: None) -> bytes:
         (tmp_path / "a.qcow2").write_bytes(theirs)
-        return await run_image_tool(arguments, account=account, pass_fds=pass_fds, seconds=seconds)
+        return await make_empty_image(command, what, account)
 
-    monkeypatch.setattr(disks, "run_image_tool", run_slowly)
+    monkeypatch.setattr(disks, "make_empty_image", run_slowly)
     await create_missing_disks(vm_with(Disk("a.qcow2", MiB(10))), tmp_path)
 
     assert (tmp_path / "a.qcow2").read_bytes() == theirs
@@ -150,7 +148,7 @@ async def test_qemu_img_is_quoted_when_it_refuses(
 async def test_a_hanging_qemu_img_is_killed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(disks, "SECONDS_TO_CREATE", 0.2)
+    monkeypatch.setattr(empty_image, "SECONDS_TO_CREATE", 0.2)
     fake_qemu_img(tmp_path, monkeypatch, "trap '' TERM; exec sleep 600")
     with trio.fail_after(10), pytest.raises(Transient, match="did not finish"):
         await create_missing_disks(vm_with(Disk("a", MiB(1))), tmp_path / "images")

@@ -12,7 +12,6 @@ a later one that got its inode number.
 import ctypes
 import json
 import os
-import re
 import stat
 import struct
 from collections.abc import Iterable, Iterator
@@ -25,22 +24,11 @@ from cattrs.preconf.json import make_converter
 
 from arcsup.durable import write_durably
 from arcsup.errors import NotRecorded, Terminal
-from arcsup.vm.image_files import QCOW2_MAGIC
+from arcsup.vm.qcow2 import is_file_name, place_of, read_header
 from arcsup.vm.reach import Found
 
 MOST_LINKS = 10_000
 """Images that are remembered; whoever was not lent for the longest time is forgotten first."""
-
-LONGEST_NAME = 1023
-"""Bytes of a base's name (QEMU, docs/interop/qcow2.txt: "must not be longer than 1023 bytes")."""
-
-_HEADER = struct.Struct(">4sIQI52xQ")
-"""magic, version, backing_file_offset, backing_file_size, incompatible_features (at byte 72)."""
-
-_EXTERNAL_DATA = 1 << 2
-
-_PROTOCOL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-"""What QEMU takes for a driver or a URL at the beginning of a name."""
 
 _AT_EMPTY_PATH, _STATX_BTIME = 0x1000, 0x800
 _STATX_SIZE, _BTIME_AT = 256, 80
@@ -175,9 +163,9 @@ def find_base(what: str, path: Path, descriptor: int) -> Path | None:
         name = read_base_name(f"{what}: {path}", image)
     if name is None:
         return None
-    if _PROTOCOL.match(name):
+    if not is_file_name(name):
         raise Terminal(f"{what}: {path} builds upon {name!r}, which is no file", "rebase it")
-    return path.parent / name
+    return place_of(path, name)
 
 
 def read_base_name(what: str, image: IO[bytes]) -> str | None:
@@ -185,19 +173,8 @@ def read_base_name(what: str, image: IO[bytes]) -> str | None:
 
     Raises Terminal where it keeps its data outside, or the header makes no sense.
     """
-    header = image.read(_HEADER.size)
-    if len(header) < _HEADER.size or not header.startswith(QCOW2_MAGIC):
-        return None
-    _magic, version, offset, size, features = _HEADER.unpack(header)
-    if version >= 3 and features & _EXTERNAL_DATA:
-        raise Terminal(f"{what} keeps its data in another file", "convert it with qemu-img")
-    if offset == 0:
-        return None
-    image.seek(offset)
-    name = image.read(size)
-    if len(name) != size or not 0 < size <= LONGEST_NAME or b"\0" in name:
-        raise Terminal(f"{what}: its qcow2 header is damaged", "qemu-img check tells more")
-    return os.fsdecode(name)
+    header = read_header(what, image)
+    return None if header is None else header.base
 
 
 def check_base(upper: Upper, base: ImageId, status: os.stat_result) -> None:

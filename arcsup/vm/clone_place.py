@@ -26,11 +26,6 @@ class NewImage:
     part: IO[bytes]
     owner: Ownership
 
-    @property
-    def by_descriptor(self) -> Path:
-        """Return a path of the part that nobody can put another file at."""
-        return Path(f"/proc/{os.getpid()}/fd/{self.part.fileno()}")
-
     def publish(self) -> None:
         """Make it durable and give it its name. Refused when that is taken meanwhile; blocks."""
         os.fchown(self.part.fileno(), self.owner.uid, self.owner.gid)

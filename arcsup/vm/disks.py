@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import IO
 
@@ -19,20 +18,12 @@ from arcsup.host.accounts import Account
 from arcsup.model import Argv, Disk, DiskBus, DiskFormat, Vm
 from arcsup.opening import open_named
 from arcsup.vm.capabilities import Capabilities
-from arcsup.vm.chains import read_base_name
+from arcsup.vm.empty_image import make_empty_image
 from arcsup.vm.image_files import create_folder_of, has_qcow2_magic, part_of, publish
-from arcsup.vm.image_tool import run_image_tool
 from arcsup.vm.looking import look_at
 from arcsup.vm.options import Slot, escape, on_off, pci_place
-from arcsup.vm.programs import last_words
 from arcsup.vm.qemu_img import find_virtual_size
 from arcsup.vm.reach import Bounds, check_path, open_folder_of
-
-SECONDS_TO_CREATE = 30.0
-"""An empty image is made in memory: its header and tables."""
-
-LARGEST_EMPTY_IMAGE = 64 * 2**20
-"""Bytes of an empty qcow2 image; one of 64 TiB has some MiB of tables."""
 
 GUEST_TOOLS = "guest-tools.iso"
 """The guest tools' image, in the images directory."""
@@ -221,42 +212,9 @@ async def _write_empty(
     if disk.format is DiskFormat.RAW:
         os.ftruncate(part.fileno(), (disk.size_mib or 0) * 2**20)
         return
-    image = await _make_in_memory(command, what, account, SECONDS_TO_CREATE)
+    image = await make_empty_image(command, what, account)
     await trio.to_thread.run_sync(part.write, image)
     part.flush()
-
-
-async def _make_in_memory(
-    command: Callable[[str], Argv], what: str, account: Account | None, seconds: float
-) -> bytes:
-    """Return an empty qcow2 image, as qemu-img makes it for ``account``.
-
-    It is given no file of the host's, by name or otherwise. Who else is ``account`` can write into
-    its memory: what comes of it is judged before it is an image of root's.
-    """
-    memory = os.memfd_create("image", os.MFD_CLOEXEC)
-    try:
-        if account is not None:
-            os.fchown(memory, account.uid, account.gid)
-        _, *arguments = asked = command(f"/proc/self/fd/{memory}")
-        finished = await run_image_tool(
-            arguments, account=account, pass_fds=(memory,), seconds=seconds
-        )
-        if finished.returncode != 0:
-            raise Terminal(
-                f"{what}: cannot be made: {last_words(finished.stderr)}",
-                hint="check the space and the owner of its folder",
-            )
-        image = os.pread(memory, LARGEST_EMPTY_IMAGE + 1, 0)
-    finally:
-        os.close(memory)
-    base = asked[asked.index("-b") + 1] if "-b" in asked else None
-    if len(image) > LARGEST_EMPTY_IMAGE or read_base_name(what, BytesIO(image)) != base:
-        raise Terminal(
-            f"{what}: is not as it was asked for: a process of QEMU's user has changed it",
-            "look for programs of that user that belong to no VM",
-        )
-    return image
 
 
 def _overlay_options(disk: Disk, images: Path, what: str) -> tuple[Argv, int]:

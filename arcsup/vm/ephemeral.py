@@ -4,18 +4,23 @@ The image itself is only read, so several VMs can run on it at once. What become
 is settled when QEMU has ended (``settling``).
 """
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import trio
 from attrs import evolve
 
 from arcsup.errors import Refused
+from arcsup.host.accounts import Account
 from arcsup.model import Argv, Disk, DiskFormat, Vm, VmName
 from arcsup.places import Places
 from arcsup.vm.disks import resolve_image
+from arcsup.vm.empty_image import make_empty_image
 from arcsup.vm.image_changes import check_committable
+from arcsup.vm.image_files import telling
 from arcsup.vm.looking import look_at
-from arcsup.vm.qemu_img import change_image, find_virtual_size
+from arcsup.vm.qemu_img import find_virtual_size
 from arcsup.vm.removal import remove_trees
 
 
@@ -46,17 +51,33 @@ def overlay_command(overlay: Disk, disk: Disk, path: str) -> Argv:
     return ("qemu-img", "create", "-q", "-f", "qcow2", *base, path)
 
 
-async def create_overlays(vm: Vm, places: Places) -> None:
-    """Make a new overlay for each ephemeral disk. Terminal, Transient, Refused."""
+async def create_overlays(vm: Vm, places: Places, account: Account | None = None) -> None:
+    """Make a new overlay for each ephemeral disk, as ``account`` where that is another user.
+
+    Raises Terminal, Transient, Refused.
+    """
     await remove_overlays(vm.name, places)
     for disk, overlay in pair_overlays(vm, places):
         path = Path(overlay.path)
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        _, *arguments, _ = overlay_command(overlay, disk, overlay.path)
-        # Unsafe for qemu-img is safe for us: it does not open the base, nor what that names.
         base, driver = Path(overlay.base or ""), disk.format.value
         size = await look_at(str(base), find_virtual_size, base, driver)
-        await change_image(path, *arguments, "-u", "-o", f"size={size}")
+
+        def command(
+            place: str, overlay: Disk = overlay, disk: Disk = disk, size: int = size
+        ) -> Argv:
+            # Unsafe for qemu-img is safe for us: it does not open the base, nor what that names.
+            return (*overlay_command(overlay, disk, place), "-u", "-o", f"size={size}")
+
+        image = await make_empty_image(command, str(path), account)
+        with telling(path):
+            await trio.to_thread.run_sync(_write_new, path, image)
+
+
+def _write_new(path: Path, content: bytes) -> None:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+    with open(os.open(path, flags, 0o600), "wb") as stream:
+        stream.write(content)
 
 
 async def remove_overlays(name: VmName, places: Places) -> None:

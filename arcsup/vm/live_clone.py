@@ -26,8 +26,9 @@ from arcsup.plan.lifecycle import Phase
 from arcsup.vm.agent import find_agent, freeze_file_systems, thaw_file_systems
 from arcsup.vm.clone_place import NewImage, new_image
 from arcsup.vm.disks import resolve_image
+from arcsup.vm.empty_image import make_empty_image
 from arcsup.vm.managed import ManagedVm, Workshop
-from arcsup.vm.qemu_img import Report, change_image
+from arcsup.vm.qemu_img import Report
 from arcsup.vm.qmp import LONGEST_SENTENCE, Qmp, take_list, take_number, take_word
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,7 @@ async def clone_running(
         with new_image(vm, workshop, source, target) as image:
             disk = await _observe_disk(vm, workshop, source)
             _check_space(disk, image)
-            create = ("create", "-q", "-f", "qcow2", "-o", f"size={disk.size}")
-            await change_image(image.by_descriptor, *create)
+            await _write_empty(vm, disk, image)
             consistent = await _copy(vm, workshop, disk, image, report)
             await trio.to_thread.run_sync(image.publish)
     except ExecInterruptedError:
@@ -135,6 +135,18 @@ def _check_space(disk: _Disk, image: NewImage) -> None:
     if disk.room > free:
         needed = f"needs up to {disk.room >> 20} MiB, {free >> 20} MiB are free"
         raise Terminal(f"{image.target.parent}: the copy {needed}", "make room there")
+
+
+async def _write_empty(vm: ManagedVm, disk: _Disk, image: NewImage) -> None:
+    """Write a qcow2 image without content, of the disk's size. Raises Terminal, Transient."""
+    launch = vm.record.launch
+    account = None if launch is None else launch.account
+    create = ("qemu-img", "create", "-q", "-f", "qcow2")
+    empty = await make_empty_image(
+        lambda path: (*create, path, str(disk.size)), str(image.target), account
+    )
+    await trio.to_thread.run_sync(image.part.write, empty)
+    image.part.flush()
 
 
 async def _copy(

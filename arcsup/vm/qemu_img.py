@@ -1,4 +1,4 @@
-"""qemu-img: what it tells of an image, and what it is asked to do with one. Source: qemu-img(1).
+"""Images: what their headers tell, and what qemu-img is asked to do. Source: qemu-img(1).
 
 Images are named by absolute paths: "x:y" would be a protocol. Which format an image has is never
 left to QEMU's guess where a guest can write to it: the guest could write another format's header.
@@ -9,10 +9,9 @@ import os
 import re
 import subprocess
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import trio
 from attrs import frozen
@@ -25,6 +24,7 @@ from arcsup.vm.looking import look_at
 from arcsup.vm.privileges import dropping_to, environment_of
 from arcsup.vm.process import find_processes_holding, inherited_environment
 from arcsup.vm.programs import kill_at_once, run_program
+from arcsup.vm.qcow2 import Snapshot, place_of, read_header, read_snapshots
 
 QUICK = 60.0
 """Seconds for what reads or changes tables only."""
@@ -45,14 +45,6 @@ def report_nothing(_percent: float) -> None:
 
 
 @frozen
-class Snapshot:
-    """An internal snapshot of an image."""
-
-    name: str
-    at: datetime
-
-
-@frozen
 class Image:
     """An image as it is. Sizes in bytes: ``size`` on disk, ``virtual_size`` as a guest sees it.
 
@@ -69,17 +61,32 @@ class Image:
 
 
 async def observe_image(path: Path) -> Image:
-    """Look at an image, also while a QEMU writes to it.
+    """Look at an image, also while a QEMU writes to it. Runs no program, opens nothing else.
 
-    Raises Terminal for what is missing or no image, Transient when its storage does not answer.
+    Raises Terminal for what is missing or no image.
     """
-    probed = await look_at(str(path), find_format, path)
-    driver = "raw" if probed == "iso" else probed
-    argv = ("qemu-img", "info", "-U", "--output=json", "-f", driver, str(path))
-    finished = await run_program(argv, seconds=QUICK, hint=HINT)
-    if finished.returncode != 0:
-        raise _refusal(path, finished.stderr)
-    return _parse_info(path, probed, json.loads(finished.stdout))
+    return await look_at(str(path), read_image, path)
+
+
+def read_image(path: Path) -> Image:
+    """Do the same, blocking. Raises Terminal."""
+    try:
+        with open_named(path, or_block_device=True) as image:
+            size = os.fstat(image.fileno()).st_blocks * 512
+            header = read_header(str(path), image)
+            if header is None:
+                form = "iso" if has_iso_magic(image) else "raw"
+                return Image(path, size, _count_sectors(image), form)
+            base = None if header.base is None else place_of(path, header.base)
+            snapshots = read_snapshots(str(path), image)
+            return Image(path, size, header.size, "qcow2", base, header.base_format, snapshots)
+    except OSError as error:
+        raise Terminal(f"{path}: {(error.strerror or str(error)).lower()}") from error
+
+
+def _count_sectors(image: IO[bytes]) -> int:
+    """Return the bytes of a raw image as a guest sees them; sectors have 512."""
+    return -(-image.seek(0, os.SEEK_END) // 512) * 512
 
 
 def find_format(path: Path) -> str:
@@ -96,36 +103,17 @@ def find_format(path: Path) -> str:
 def find_virtual_size(path: Path, image_format: str) -> int:
     """Return how many bytes a guest sees of an image, opening nothing that it names. Blocks.
 
-    Raises Terminal. Source: docs/interop/qcow2.txt, bytes 24 to 31; sectors have 512 bytes.
+    Raises Terminal.
     """
     try:
         with open_named(path, or_block_device=True) as image:
             if image_format == "raw":
-                return -(-image.seek(0, os.SEEK_END) // 512) * 512
-            header = image.read(32)
-            if len(header) == 32 and has_qcow2_magic(image):
-                return int.from_bytes(header[24:], "big")
+                return _count_sectors(image)
+            if (header := read_header(str(path), image)) is not None:
+                return header.size
     except OSError as error:
         raise Terminal(f"{path}: {(error.strerror or str(error)).lower()}") from error
     raise Terminal(f"{path}: is no qcow2 image", "say format: raw, or move it away")
-
-
-def _parse_info(path: Path, probed: str, info: dict[str, Any]) -> Image:
-    if "data-file" in info.get("format-specific", {}).get("data", {}):
-        raise Terminal(f"{path} keeps its data in another file", "convert it with qemu-img")
-    base = info.get("full-backing-filename") or info.get("backing-filename")
-    return Image(
-        path=path,
-        size=int(info.get("actual-size", 0)),
-        virtual_size=int(info["virtual-size"]),
-        format=probed,
-        base=Path(base) if base else None,
-        base_format=str(info.get("backing-filename-format", "")),
-        snapshots=tuple(
-            Snapshot(str(it["name"]), datetime.fromtimestamp(int(it["date-sec"]), UTC))
-            for it in info.get("snapshots", ())
-        ),
-    )
 
 
 async def measure_image(image: Image, target_format: str) -> int:

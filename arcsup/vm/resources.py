@@ -70,7 +70,7 @@ async def create_files(vm: Vm, places: Places, bounds: Bounds | None = None) -> 
     if bounds is not None:
         await look_at(f"what {vm.name} names", check_paths, built, places.images, bounds)
     await create_missing_disks(built, places.images, bounds)
-    await create_overlays(vm, places)
+    await create_overlays(vm, places, None if bounds is None else bounds.account)
     await look_at(f"what {vm.name} reads", check_files, built, places.images)
     check_password(vm.display, places.images)
     if vm.tpm:

@@ -17,7 +17,7 @@ from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
 from arcsup.model import Disk, DiskFormat, MiB, Vm
 from arcsup.spec.native import load_vm
-from arcsup.vm import disks
+from arcsup.vm import empty_image
 from arcsup.vm.disks import check_paths, create_missing_disks
 from arcsup.vm.image_files import part_of, publish
 from arcsup.vm.image_tool import run_image_tool
@@ -116,12 +116,19 @@ async def test_a_link_in_place_of_the_unfinished_image_overwrites_nothing(
         part.symlink_to(victim)
 
     async def exchange_first(
-        arguments: Sequence[str], *, account: Account, pass_fds: Sequence[int], seconds: float
+        arguments: Sequence[str],
+        *,
+        account: Account,
+        pass_fds: Sequence[int],
+        seconds: float,
+        largest: int,
     ) -> CompletedProcess[bytes]:
         act_as(LOCAL_USER, exchange)
-        return await run_image_tool(arguments, account=account, pass_fds=pass_fds, seconds=seconds)
+        return await run_image_tool(
+            arguments, account=account, pass_fds=pass_fds, seconds=seconds, largest=largest
+        )
 
-    monkeypatch.setattr(disks, "run_image_tool", exchange_first)
+    monkeypatch.setattr(empty_image, "run_image_tool", exchange_first)
     disk = Disk(str(home / "new"), MiB(1))
     with pytest.raises(Terminal):
         await create_missing_disks(vm_with(disk), bounds.allowed[0], bounds)
@@ -165,13 +172,20 @@ async def test_an_image_that_qemus_user_changed_while_it_was_made_is_no_image(
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", *options, made, "1M"], check=True)
 
     async def write_other_header(
-        arguments: Sequence[str], *, account: Account, pass_fds: Sequence[int], seconds: float
+        arguments: Sequence[str],
+        *,
+        account: Account,
+        pass_fds: Sequence[int],
+        seconds: float,
+        largest: int,
     ) -> CompletedProcess[bytes]:
-        done = await run_image_tool(arguments, account=account, pass_fds=pass_fds, seconds=seconds)
+        done = await run_image_tool(
+            arguments, account=account, pass_fds=pass_fds, seconds=seconds, largest=largest
+        )
         os.pwrite(pass_fds[0], made.read_bytes(), 0)
         return done
 
-    monkeypatch.setattr(disks, "run_image_tool", write_other_header)
+    monkeypatch.setattr(empty_image, "run_image_tool", write_other_header)
     with pytest.raises(Terminal, match="is not as it was asked for"):
         await create_missing_disks(vm_with(Disk("new.qcow2", MiB(1))), bounds.allowed[0], bounds)
 
