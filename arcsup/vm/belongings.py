@@ -1,7 +1,9 @@
-"""What of the host a VM's QEMU may reach while it runs, where it is not root: lent and taken back.
+"""What of the host a VM's QEMU may reach while it runs, where it is not root.
 
-QEMU opens its images, its logs and its devices by name, with the rights of its own user. So they
-become that user's (``loans``), after the record has said so.
+It gets its images, its variables and its log as descriptors (``fdsets``): each is found and judged
+once, what it builds upon too, and QEMU asks no header for it. What it opens by name, its devices,
+its TPM's state, what it boots directly, becomes its user's (``loans``) after the record has said
+so, and is taken back.
 """
 
 import os
@@ -22,9 +24,21 @@ from arcsup.host.vfio_nodes import find_nodes
 from arcsup.model import DiskFormat, Vm, VmName
 from arcsup.places import Places
 from arcsup.plan.usb import UsbDevice
+from arcsup.vm.chains import Link
 from arcsup.vm.commandline import CONSOLE_LOG, Sockets
-from arcsup.vm.disks import resolve_image
-from arcsup.vm.loans import Access, Loan, Terms, WantedFile, find_loans, lend, put_back
+from arcsup.vm.disks import Base, Medium, resolve_image
+from arcsup.vm.fdsets import FIRST_SET, Handed, Role
+from arcsup.vm.loans import (
+    Access,
+    Layer,
+    Loan,
+    Terms,
+    WantedFile,
+    find_layers,
+    find_loans,
+    lend,
+    put_back,
+)
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.private_tmp import FOLDERS, needs_host_tmp
 from arcsup.vm.record import Launch
@@ -32,7 +46,7 @@ from arcsup.vm.removal import remove_trees
 from arcsup.vm.resources import Needs
 from arcsup.vm.shares import check_share, find_reach
 from arcsup.vm.sockets import Listener
-from arcsup.vm.tpm import TPM_LOG, tpm_folder
+from arcsup.vm.tpm import tpm_folder
 from arcsup.vm.usb import find_usb
 
 
@@ -137,17 +151,130 @@ async def lend_belongings(
     places = workshop.places
     # Once more: what came or was put to use since the start began is not given either.
     usb = await find_usb(needs.vm, workshop)
-    wanted = [
-        *_find_images(vm.running or vm.vm, needs, places),
-        *_find_own_files(vm, places, needs, usb),
-    ]
-    for log in (CONSOLE_LOG, *([TPM_LOG] if needs.vm.tpm else [])):
-        flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-        os.close(os.open(places.log_of(vm.name) / log, flags, 0o640))
-    files = [it.path for it in wanted]
+    wanted = [*_find_named_files(needs, places), *_find_own_files(vm, places, needs, usb)]
+    images = [it.path for it in _find_images(vm.running or vm.vm, needs, places)]
+    files = [*images, *(it.path for it in wanted)]
     private_tmp = workshop.private_tmp and not needs_host_tmp(needs.vm, files)
     await lend_files(vm, workshop, wanted, account, private_tmp=private_tmp)
     return private_tmp
+
+
+async def hand_over_files(
+    vm: ManagedVm, workshop: Workshop, needs: Needs, account: Account, opened: ExitStack
+) -> Needs:
+    """Open what QEMU gets as descriptors, closed by ``opened``; return the needs with them.
+
+    Raises Terminal for what the VM may not have.
+    """
+    places = workshop.places
+    images = list(_find_images(vm.running or vm.vm, needs, places))
+    chains = await open_images(images, workshop, account, opened)
+    own = await trio.to_thread.run_sync(_open_own_files, needs, opened)
+    return _with_descriptors(needs, chains, own)
+
+
+Chain = list[tuple[Layer, int]]
+"""An image and all that it builds upon, from the top, each with a descriptor to be handed over."""
+
+
+async def open_images(
+    images: Sequence[WantedFile], workshop: Workshop, account: Account, opened: ExitStack
+) -> list[Chain]:
+    """Open images for a QEMU that runs as ``account``; what they build upon is recorded first.
+
+    ``opened`` closes the descriptors. Raises Terminal for what a VM may not have.
+    """
+    # Nobody judges by what is known of an image while it becomes known: two VMs may be the first.
+    async with workshop.records.lending:
+        terms = await reading_terms(workshop, account)
+        look = partial(_open_chains, images, terms, opened)
+        chains, links = await trio.to_thread.run_sync(look)
+        await trio.to_thread.run_sync(workshop.records.chains.save, links)
+    return chains
+
+
+def _open_chains(
+    images: Iterable[WantedFile], terms: Terms, opened: ExitStack
+) -> tuple[list[Chain], tuple[Link, ...]]:
+    """Open all layers, a top one for writing where the VM may. Blocks. Raises Terminal."""
+    chains: list[Chain] = []
+    links: list[Link] = []
+    for image in images:
+        layers, new = find_layers(image, terms, opened)
+        links += new
+        chain: Chain = []
+        for level, layer in enumerate(layers):
+            written = level == 0 and image.access is Access.OWN
+            flags = (os.O_RDWR if written else os.O_RDONLY) | os.O_CLOEXEC
+            try:
+                # What was found, whatever has its name by now.
+                descriptor = os.open(layer.by_descriptor, flags)
+            except OSError as error:
+                raise Terminal(f"{image.what}: {layer.path}: {error.strerror}") from error
+            opened.callback(os.close, descriptor)
+            chain.append((layer, descriptor))
+        chains.append(chain)
+    return chains, tuple(links)
+
+
+def _open_own_files(needs: Needs, opened: ExitStack) -> list[tuple[Path, int]]:
+    """Open the files that arcsup made for a VM: root's, and nobody else's. OSError, Terminal."""
+    resources = needs.resources
+    wanted = [(resources.log / CONSOLE_LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640)]
+    if resources.firmware is not None:
+        wanted.append((resources.firmware_vars, os.O_RDWR, 0o600))
+    found = []
+    for path, flags, mode in wanted:
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            descriptor = os.open(path, flags, mode)
+            opened.callback(os.close, descriptor)
+            status = os.fstat(descriptor)
+        except OSError as error:
+            raise Terminal(f"{path}: {error.strerror}", "move it away") from error
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1:
+            raise Terminal(f"{path}: is no file of its own alone", "move it away")
+        # An earlier version has lent it, and may have been ended before it was given back.
+        os.fchown(descriptor, 0, 0)
+        os.fchmod(descriptor, mode)
+        found.append((path, descriptor))
+    return found
+
+
+def _with_descriptors(
+    needs: Needs,
+    chains: Iterable[Chain],
+    own: Iterable[tuple[Path, int]],
+) -> Needs:
+    handed: list[Handed] = []
+
+    def hand(path: Path, descriptor: int, role: Role) -> int:
+        handed.append(Handed(path, FIRST_SET + len(handed), descriptor, role))
+        return handed[-1].fdset
+
+    media = []
+    for chain in chains:
+        layers = [
+            Medium(
+                layer.path,
+                stat.S_ISBLK(layer.status.st_mode),
+                hand(layer.path, descriptor, Role.IMAGE),
+            )
+            for layer, descriptor in chain
+        ]
+        drivers = ["raw" if layer.raw else "qcow2" for layer, _ in chain]
+        bases = tuple(Base(*it) for it in zip(layers[1:], drivers[1:], strict=True))
+        media.append(evolve(layers[0], bases=bases))
+    for path, descriptor in own:
+        hand(path, descriptor, Role.OWN_FILE)
+    count = len(needs.vm.disks)
+    resources = evolve(
+        needs.resources,
+        disks=tuple(media[:count]),
+        cdroms=tuple(media[count:]),
+        handed=tuple(handed),
+    )
+    return evolve(needs, resources=resources)
 
 
 async def lend_files(
@@ -229,15 +356,23 @@ def _find_images(asked: Vm, needs: Needs, places: Places) -> Iterator[WantedFile
             yield WantedFile(what, medium.path, Access.OWN, is_qcow2=is_qcow2, bases=own)
     for index, medium in enumerate(resources.cdroms):
         yield _read_only(f"cdroms[{index}]", medium.path, places)
+
+
+def _find_named_files(needs: Needs, places: Places) -> Iterator[WantedFile]:
+    """Yield what of a VM's file QEMU opens by name."""
+    vm, images = needs.vm, needs.resources.images
     if vm.display.password_file is not None:
-        file = resolve_image(vm.display.password_file, resources.images)
+        file = resolve_image(vm.display.password_file, images)
         yield WantedFile("display.passwordFile", file, Access.OWN)
     if vm.boot is not None:
-        kernel = resolve_image(vm.boot.kernel, resources.images)
-        yield _read_only("boot.kernel", kernel, places)
-        if vm.boot.initrd is not None:
-            initrd = resolve_image(vm.boot.initrd, resources.images)
-            yield _read_only("boot.initrd", initrd, places)
+        for what, name in (("kernel", vm.boot.kernel), ("initrd", vm.boot.initrd)):
+            if name is None:
+                continue
+            path = resolve_image(name, images)
+            # Not by the group, as other files are: it may hold a password.
+            own = path.is_relative_to(places.answers)
+            access = Access.OWN if own else Access.READ
+            yield WantedFile(f"boot.{what}", path, access, own_file=own)
 
 
 def _read_only(
@@ -249,8 +384,7 @@ def _read_only(
     bases: tuple[Path, ...] = (),
 ) -> WantedFile:
     if path.is_relative_to(places.answers):
-        # Not by the group, as other images are: it may hold a password.
-        return WantedFile(what, path, Access.OWN, own_file=True)
+        return WantedFile(what, path, Access.READ, own_file=True)
     return WantedFile(what, path, Access.READ, is_qcow2=is_qcow2, bases=bases)
 
 
@@ -260,13 +394,8 @@ def _find_own_files(
     def own(what: str, path: Path) -> WantedFile:
         return WantedFile(what, path, Access.OWN, own_file=True)
 
-    log = places.log_of(vm.name)
-    yield own("the console's log", log / CONSOLE_LOG)
-    if needs.resources.firmware is not None:
-        yield own("the UEFI variables", needs.resources.firmware_vars)
     if needs.vm.tpm:
         yield own("the TPM's state", tpm_folder(places.state, vm.name))
-        yield own("the TPM's log", log / TPM_LOG)
     for piece in needs.resources.shared_memory:
         if piece.is_device:
             yield WantedFile(piece.id, piece.path, Access.USE, own_file=True)

@@ -154,18 +154,24 @@ def find_birth(descriptor: int) -> int:
     return int(seconds) * 10**9 + int(fraction) if mask & _STATX_BTIME else 0
 
 
-def find_base(what: str, path: Path, descriptor: int) -> Path | None:
-    """Return the file that a qcow2 image says that it builds upon; None for nothing.
+def find_base(what: str, path: Path, descriptor: int) -> tuple[Path, str] | None:
+    """Return the file that a qcow2 image says that it builds upon, and the format of that.
 
-    Raises Terminal where that is no file.
+    None for nothing; the format is raw, qcow2, or "" where it is not said. Raises Terminal where
+    the base is no file, or has a format of which is not known what it builds upon.
     """
     with open(f"/proc/self/fd/{descriptor}", "rb") as image:
-        name = read_base_name(f"{what}: {path}", image)
-    if name is None:
+        header = read_header(f"{what}: {path}", image)
+    if header is None or header.base is None:
         return None
-    if not is_file_name(name):
-        raise Terminal(f"{what}: {path} builds upon {name!r}, which is no file", "rebase it")
-    return place_of(path, name)
+    if not is_file_name(header.base):
+        raise Terminal(f"{what}: {path} builds upon {header.base!r}, which is no file", "rebase it")
+    if header.base_format not in ("", "raw", "qcow2"):
+        raise Terminal(
+            f"{what}: {path} builds upon a base of format {header.base_format!r}",
+            "convert that with qemu-img, and rebase it",
+        )
+    return place_of(path, header.base), header.base_format
 
 
 def read_base_name(what: str, image: IO[bytes]) -> str | None:

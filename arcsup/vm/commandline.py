@@ -20,6 +20,7 @@ from arcsup.vm.displays import (
     input_args,
     wants_gl,
 )
+from arcsup.vm.fdsets import Handed, Role, fdset_args
 from arcsup.vm.firmware import FirmwareFiles, firmware_args
 from arcsup.vm.iommufd import OBJECT, Iommufd, iommufd_args
 from arcsup.vm.networks import network_args
@@ -93,6 +94,13 @@ class Resources:
     cpu_flags: frozenset[str] = frozenset()
     room: Room = field(factory=Room)
     shared_memory: tuple[SharedMemory, ...] = ()
+    handed: tuple[Handed, ...] = ()
+
+    def name_of(self, path: Path) -> str:
+        """Return what QEMU opens for a file of ours: a set of descriptors, or the file itself."""
+        sets = (it.fdset for it in self.handed if it.path == path and it.role is Role.OWN_FILE)
+        number = next(sets, None)
+        return str(path) if number is None else f"/dev/fdset/{number}"
 
 
 def build_command_line(vm: Vm, host: Resources) -> Argv:
@@ -108,7 +116,8 @@ def build_command_line(vm: Vm, host: Resources) -> Argv:
         *_machine_args(vm, host),
         *_cpu_args(vm, host),
         *_memory_args(vm, host),
-        *firmware_args(host.firmware, host.firmware_vars),
+        *fdset_args(host.handed),
+        *firmware_args(host.firmware, host.name_of(host.firmware_vars)),
         *(window_args(taken, host.room, vm.qemu.args) if host.firmware else ()),
         *_boot_args(vm, host),
         *_monitor_args(host.sockets),
@@ -218,7 +227,7 @@ def _monitor_args(sockets: Sockets) -> Argv:
 
 
 def _console_args(host: Resources) -> Argv:
-    log = f"logfile={escape(host.log / CONSOLE_LOG)},logappend=on"
+    log = f"logfile={escape(host.name_of(host.log / CONSOLE_LOG))},logappend=on"
     place = chardev_place(host.sockets.console)
     return (
         "-chardev", f"socket,id=console,{place},server=on,wait=off,{log}",

@@ -3,6 +3,7 @@
 Sources: qemu-img(1); qemu-doc, "Block device options".
 """
 
+import json
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import trio
-from attrs import frozen
+from attrs import evolve, frozen
 
 from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
@@ -21,7 +22,8 @@ from arcsup.vm.capabilities import Capabilities
 from arcsup.vm.empty_image import make_empty_image
 from arcsup.vm.image_files import create_folder_of, has_qcow2_magic, part_of, publish
 from arcsup.vm.looking import look_at
-from arcsup.vm.options import Slot, escape, on_off, pci_place
+from arcsup.vm.options import Slot, pci_place
+from arcsup.vm.qcow2 import LONGEST_CHAIN, is_file_name, place_of, read_header
 from arcsup.vm.qemu_img import find_virtual_size
 from arcsup.vm.reach import Bounds, check_path, open_folder_of
 
@@ -34,16 +36,35 @@ SATA_PORTS = 6
 
 @frozen
 class Medium:
-    """An image that is there (or will be): its whole path, and whether it is a block device."""
+    """An image that is there (or will be): its whole path, and whether it is a block device.
+
+    ``fdset`` is the set of descriptors by which QEMU has it, None where QEMU opens it by name.
+    ``bases`` is all that it builds upon, from the top; None where its header is to say.
+    """
 
     path: Path
     block_device: bool = False
+    fdset: int | None = None
+    bases: "tuple[Base, ...] | None" = None
 
     @property
-    def protocol(self) -> str:
+    def protocol(self) -> dict[str, str]:
         """QEMU's lowest layer for it. "file" refuses block devices, "host_device" files."""
         driver = "host_device" if self.block_device else "file"
-        return f"file.driver={driver},file.filename={escape(self.path)}"
+        return {"driver": driver, "filename": self.filename}
+
+    @property
+    def filename(self) -> str:
+        """What QEMU opens."""
+        return str(self.path) if self.fdset is None else f"/dev/fdset/{self.fdset}"
+
+
+@frozen
+class Base:
+    """An image below another one, and the driver (QEMU's word for its format) that reads it."""
+
+    medium: Medium
+    driver: str
 
 
 def resolve_image(path: str, images: Path) -> Path:
@@ -58,6 +79,57 @@ def find_medium(path: str, images: Path) -> Medium:
         return Medium(whole, stat.S_ISBLK(whole.stat().st_mode))
     except OSError:
         return Medium(whole)
+
+
+def find_disk(disk: Disk, images: Path, *, base: str | None, base_format: str) -> Medium:
+    """Look at the image of a disk and at all that it builds upon, following their headers.
+
+    That is right where nobody but this process's user has anything to lose. ``base`` is what an
+    image builds upon that is yet to be made, ``base_format`` its format, "" where it is to be
+    found. Blocks.
+    """
+    medium = find_medium(disk.path, images)
+    if disk.format is not DiskFormat.QCOW2:
+        return evolve(medium, bases=())
+    named = None if base is None else resolve_image(base, images)
+    return evolve(medium, bases=_find_bases(medium.path, named, base_format))
+
+
+def _find_bases(image: Path, named: Path | None, said: str) -> tuple[Base, ...] | None:
+    """Return the layers below an image; None where only QEMU can find them."""
+    found: list[Base] = []
+    while len(found) < LONGEST_CHAIN:
+        below, driver = named, said
+        if named is None:
+            try:
+                with open_named(image, or_block_device=True) as stream:
+                    header = read_header(str(image), stream)
+            except FileNotFoundError:
+                return None if found else ()
+            except (OSError, Terminal):
+                return None
+            if header is None or header.base is None:
+                return tuple(found)
+            # JSON has no word for a name that is not UTF-8.
+            if not (is_file_name(header.base) and header.base.isprintable()):
+                return None
+            below, driver = place_of(image, header.base), header.base_format
+        if below is None or not (driver := driver or _probe(below)):
+            return None
+        found.append(Base(find_medium(str(below), below.parent), driver))
+        if driver != DiskFormat.QCOW2.value:
+            return tuple(found) if driver == DiskFormat.RAW.value else None
+        image, named, said = below, None, ""
+    return None
+
+
+def _probe(image: Path) -> str:
+    """Return qcow2 for what is that; "" leaves it to QEMU, which knows more formats."""
+    try:
+        with open_named(image, or_block_device=True) as stream:
+            return DiskFormat.QCOW2.value if has_qcow2_magic(stream) else ""
+    except OSError:
+        return ""
 
 
 def check_paths(vm: Vm, images: Path, bounds: Bounds) -> None:
@@ -252,9 +324,7 @@ def disk_args(vm: Vm, media: tuple[Medium, ...], capabilities: Capabilities) -> 
     on_pci, on_sata = 0, 0
     for index, (disk, medium) in enumerate(zip(vm.disks, media, strict=True)):
         name = f"disk{index}"
-        readonly = on_off(disk.readonly)
-        layers = f"node-name={name},read-only={readonly},discard=unmap,{medium.protocol}"
-        argv += ["-blockdev", f"driver={disk.format.value},{layers}"]
+        argv += _disk_nodes(name, disk, medium)
         boot = f"id={name},drive={name},bootindex={index + 1}"
         if disk.bus is DiskBus.SCSI:
             argv += ["-device", f"scsi-hd,{boot},bus=scsi.0,scsi-id={index}"]
@@ -266,6 +336,27 @@ def disk_args(vm: Vm, media: tuple[Medium, ...], capabilities: Capabilities) -> 
             argv += ["-device", f"{_pci_disk(disk, capabilities, index)},{boot},{place}"]
             on_pci += 1
     return tuple(argv)
+
+
+def _disk_nodes(name: str, disk: Disk, medium: Medium) -> Iterator[str]:
+    """Yield the options of a disk's nodes, those below it first.
+
+    Every layer is named: QEMU asks no header what is below one (QAPI BlockdevRefOrNull; null is
+    "nothing", and only JSON can say it).
+    """
+    below: dict[str, object] = {}
+    bases = medium.bases
+    if bases is not None and disk.format is DiskFormat.QCOW2:
+        below = {"backing": f"{name}-base1" if bases else None}
+        for level, base in reversed(list(enumerate(bases, 1))):
+            node: dict[str, object] = {"driver": base.driver, "node-name": f"{name}-base{level}"}
+            node |= {"read-only": True, "file": base.medium.protocol}
+            if base.driver == DiskFormat.QCOW2.value:
+                node["backing"] = f"{name}-base{level + 1}" if level < len(bases) else None
+            yield from ("-blockdev", json.dumps(node))
+    top: dict[str, object] = {"driver": disk.format.value, "node-name": name}
+    top |= {"read-only": disk.readonly, "discard": "unmap", "file": medium.protocol}
+    yield from ("-blockdev", json.dumps(top | below))
 
 
 def _pci_disk(disk: Disk, capabilities: Capabilities, index: int) -> str:
@@ -289,9 +380,10 @@ def cdrom_args(vm: Vm, media: tuple[Medium, ...]) -> Argv:
         )
     argv: list[str] = []
     for index, medium in enumerate(media):
+        node = {"driver": "raw", "node-name": f"cd{index}-medium", "read-only": True}
         place = f"bootindex={len(vm.disks) + index + 1},bus=ide.{SATA_PORTS - 1 - index}"
         argv += [
-            "-blockdev", f"driver=raw,node-name=cd{index}-medium,read-only=on,{medium.protocol}",
+            "-blockdev", json.dumps(node | {"file": medium.protocol}),
             "-device", f"ide-cd,id=cd{index},drive=cd{index}-medium,{place}",
         ]  # fmt: skip
     return tuple(argv)

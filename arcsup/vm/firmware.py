@@ -148,8 +148,11 @@ def _read_descriptor(file: Path) -> _Descriptor | None:
         return None
 
 
-def firmware_args(files: FirmwareFiles | None, variables: Path) -> Argv:
-    """Return the flash chips; ``-machine`` plugs them in by their node names."""
+def firmware_args(files: FirmwareFiles | None, variables: str) -> Argv:
+    """Return the flash chips; ``-machine`` plugs them in by their node names.
+
+    ``variables`` is what QEMU opens for them.
+    """
     if files is None:
         return ()
     code = f"file.driver=file,file.filename={escape(files.code)}"

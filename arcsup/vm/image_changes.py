@@ -15,6 +15,7 @@ import trio
 from arcsup.errors import NoSuchObject, NotPermitted, Refused, Terminal
 from arcsup.vm.image_files import part_of, publish, replace, telling
 from arcsup.vm.image_lock import hold_image
+from arcsup.vm.qcow2 import LONGEST_CHAIN
 from arcsup.vm.qemu_img import (
     Image,
     Report,
@@ -23,9 +24,6 @@ from arcsup.vm.qemu_img import (
     measure_image,
     observe_image,
 )
-
-LONGEST_CHAIN = 32
-"""Images that may build upon one another; a header may also name its own image."""
 
 Trusted = Callable[[Path], bool]
 """Tells whether an image may build upon a file. A program that broke out of a guest can write any

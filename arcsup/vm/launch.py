@@ -37,11 +37,13 @@ from arcsup.vm.belongings import (
     check_shares,
     choose_account,
     create_qemu_folder,
+    hand_over_files,
     lend_belongings,
     open_folders,
 )
 from arcsup.vm.commandline import Sockets, build_command_line, expected_devices
 from arcsup.vm.control_groups import belongs_in_group_first, enclose
+from arcsup.vm.fdsets import name_files
 from arcsup.vm.firmware_conditions import prepare_variables
 from arcsup.vm.hooks import run_hooks
 from arcsup.vm.iommufd import can_use_iommufd, open_iommufd
@@ -140,7 +142,10 @@ async def _start_locked(vm: ManagedVm, workshop: Workshop, lock: Sequence[int]) 
             held += [descriptor for tap in taps for descriptor in tap.descriptors]
             needs = evolve(needs, resources=evolve(needs.resources, taps=taps))
             open_folders(places, vm.name, needs.resources.sockets, account)
+            handed = await hand_over_files(vm, workshop, needs, account, opened)
+            held += [it.descriptor for it in handed.resources.handed]
             private_tmp = await lend_belongings(vm, workshop, needs, account)
+            needs = handed
             launch = evolve(launch, private_tmp=private_tmp)
         return await _spawn(vm, workshop, launch, needs, held)
 
@@ -181,7 +186,7 @@ async def _spawn(
             gated = start_gated(
                 program.argv,
                 boot_id=workshop.boot_id,
-                output=log,
+                output=program.log or log,
                 pass_fds=program.pass_fds,
                 environment=inherited_environment(),
                 account=None if program.keeps_user else launch.account,
@@ -273,7 +278,9 @@ HEADER = "=== arcsup starts QEMU:"
 
 def find_last_words(vm: ManagedVm, workshop: Workshop) -> str:
     """Return what the QEMU of the last start said before it ended, on one line."""
-    return read_last_words(workshop.places.log_of(vm.name) / "qemu.log")
+    words = read_last_words(workshop.places.log_of(vm.name) / "qemu.log")
+    launch = vm.record.launch
+    return words if launch is None else name_files(words, launch.argv)
 
 
 def read_last_words(log: Path) -> str:

@@ -20,10 +20,8 @@ from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
 from arcsup.vm.chains import ImageId, Link, Upper, check_base, find_base, find_link
 from arcsup.vm.image_files import has_qcow2_magic
+from arcsup.vm.qcow2 import LONGEST_CHAIN
 from arcsup.vm.reach import Found, find_file
-
-LONGEST_CHAIN = 32
-"""Images that may build upon one another."""
 
 _BASE_OF = ", its base"
 
@@ -43,8 +41,8 @@ class WantedFile:
 
     Anything else must be in a folder for images, unless everybody may read it anyway. What a
     qcow2 image builds upon is wanted too; ``bases`` are those that the VM's file names, from the
-    top, and with ``raw_base`` the first of them is raw. ``thrown_away`` is an image that was made
-    for this run alone.
+    top, and with ``raw_base`` the first of them is raw. ``said`` is the format of a base in the
+    header above it. ``thrown_away`` is an image that was made for this run alone.
     """
 
     what: str
@@ -54,6 +52,7 @@ class WantedFile:
     is_qcow2: bool = False
     bases: tuple[Path, ...] = ()
     raw_base: bool = False
+    said: str = ""
     thrown_away: bool = False
 
 
@@ -137,15 +136,21 @@ def find_loans(
     return list(loans.values()), tuple(links)
 
 
-def find_layers(image: WantedFile, terms: Terms, opened: ExitStack) -> list[Layer]:
+def find_layers(
+    image: WantedFile, terms: Terms, opened: ExitStack
+) -> tuple[list[Layer], tuple[Link, ...]]:
     """Return an image and all that it builds upon, from the top, as far as that may be believed.
 
-    ``opened`` closes the descriptors. Blocks. Raises Terminal as ``find_loans`` does.
+    ``opened`` closes the descriptors. The second part is what must be kept before any of it is
+    handed over. Blocks. Raises Terminal as ``find_loans`` does.
     """
-    return [
-        Layer(it.found.path, it.found.descriptor, it.found.status, raw=it.raw)
-        for it in _walk((image,), terms, opened)
-    ]
+    walked = list(_walk((image,), terms, opened))
+    for it in walked:
+        written = it.file.access is Access.OWN
+        if written or not terms.account.may(it.found.status, os.R_OK):
+            _require_one_name(it.file, it.found.status)
+    layers = [Layer(it.found.path, it.found.descriptor, it.found.status, it.raw) for it in walked]
+    return layers, tuple(link for it in walked for link in it.links)
 
 
 @frozen
@@ -188,6 +193,9 @@ def _is_raw(file: WantedFile, found: Found, known: Link | None) -> bool:
         return not file.is_qcow2
     if known is not None:
         return known.raw
+    # A base that was never lent: no guest has written to it, and what is above says how to read it.
+    if file.said == "raw":
+        return True
     with open(f"/proc/self/fd/{found.descriptor}", "rb") as image:
         return not has_qcow2_magic(image)
 
@@ -201,10 +209,11 @@ def _find_below(
     """
     is_base = _BASE_OF in file.what
     # A guest that writes to a raw disk writes what looks like a header as it likes.
-    if not file.is_qcow2 or (is_base and known is not None and known.raw):
+    if not file.is_qcow2 or (is_base and _is_raw(file, found, known)):
         return None
-    if (path := find_base(file.what, file.path, found.descriptor)) is None:
+    if (base := find_base(file.what, file.path, found.descriptor)) is None:
         return None
+    path, said = base
     if file.what.count(_BASE_OF) >= LONGEST_CHAIN:
         raise Terminal(
             f"{file.what.partition(_BASE_OF)[0]}: builds upon more than {LONGEST_CHAIN} images",
@@ -217,6 +226,7 @@ def _find_below(
         Access.READ,
         is_qcow2=not file.raw_base,
         bases=file.bases[1:],
+        said=said,
     )
     return below, Upper(file.what, image, found.status, known, named, file.thrown_away)
 
@@ -240,12 +250,16 @@ def _judge(file: WantedFile, found: Found, terms: Terms, known: Loan | None) -> 
         lent = Ownership(status.st_uid, terms.reading_gid, mode | 0o040)
     if lent == before and stat.S_IMODE(status.st_mode) == mode:
         return None
+    _require_one_name(file, status)
+    return Loan(str(found.path), status.st_dev, status.st_ino, before, lent)
+
+
+def _require_one_name(file: WantedFile, status: os.stat_result) -> None:
     if status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
         raise Terminal(
             f"{file.what}: {file.path} has {status.st_nlink} names (hard links)",
-            "its owner is changed for QEMU, which must not reach another name: make a copy",
+            "QEMU must not get at a file by another name than the one that was judged: make a copy",
         )
-    return Loan(str(found.path), status.st_dev, status.st_ino, before, lent)
 
 
 def _is_device(status: os.stat_result) -> bool:

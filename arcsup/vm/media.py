@@ -2,6 +2,7 @@
 
 import logging
 import stat
+from contextlib import ExitStack
 from pathlib import Path
 
 import trio
@@ -10,10 +11,11 @@ from qemu.qmp import QMPError
 
 from arcsup.errors import NotRecorded, Terminal, describe_os_error
 from arcsup.model import ConditionType
-from arcsup.vm.belongings import lend_files
+from arcsup.vm.belongings import open_images
 from arcsup.vm.disks import resolve_image
 from arcsup.vm.loans import Access, WantedFile
 from arcsup.vm.managed import ManagedVm, Workshop
+from arcsup.vm.qmp import Qmp
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +32,7 @@ async def change_media(vm: ManagedVm, workshop: Workshop) -> None:
         if old == new:
             continue
         path = resolve_image(new, images)
-        problem = await _lend(vm, workshop, index, path) or await _change(vm, f"cd{index}", path)
+        problem = await _change(vm, workshop, index, path)
         if problem:
             vm.set_condition(
                 ConditionType.MEDIA_CHANGED, "Refused", f"cdroms[{index}]: {problem}", status=False
@@ -53,39 +55,48 @@ async def change_media(vm: ManagedVm, workshop: Workshop) -> None:
     workshop.changed()
 
 
-async def _lend(vm: ManagedVm, workshop: Workshop, index: int, path: Path) -> str:
-    """Let QEMU's user read an image; return why it may not, "" when it may."""
-    launch = vm.record.launch
-    if launch is None or launch.account is None:
-        return ""
-    try:
-        wanted = WantedFile(f"cdroms[{index}]", path, Access.READ)
-        private_tmp = launch.private_tmp
-        await lend_files(vm, workshop, (wanted,), launch.account, private_tmp=private_tmp)
-    except Terminal as error:
-        return f"{error.message} ({error.hint})"
-    except OSError as error:
-        return describe_os_error(error)
-    return ""
-
-
-async def _change(vm: ManagedVm, device: str, path: Path) -> str:
+async def _change(vm: ManagedVm, workshop: Workshop, index: int, path: Path) -> str:
     """Change one medium; return what is wrong, "" when nothing is."""
     try:
         # QEMU would block for ever on a FIFO.
         if not (stat.S_ISREG(path.stat().st_mode) or stat.S_ISBLK(path.stat().st_mode)):
             return "is no image"
-        with trio.fail_after(DEADLINE):
-            if vm.qmp is None:
-                return "QEMU's monitor is silent"
-            await vm.qmp.execute(
-                "blockdev-change-medium",
-                {"id": device, "filename": str(path), "format": "raw", "force": True},
-            )
+        if vm.qmp is None:
+            return "QEMU's monitor is silent"
+        with ExitStack() as opened:
+            given = await _open_for_user(vm, workshop, index, path, opened)
+            with trio.fail_after(DEADLINE):
+                await _insert(vm.qmp, f"cd{index}", path, given)
+    except Terminal as error:
+        return f"{error.message} ({error.hint})"
     except OSError as error:
-        return error.strerror or "cannot be opened"
+        return describe_os_error(error)
     except QMPError as error:
         return str(error)
     except trio.TooSlowError:
         return f"QEMU did not answer within {DEADLINE:g} s"
     return ""
+
+
+async def _open_for_user(
+    vm: ManagedVm, workshop: Workshop, index: int, path: Path, opened: ExitStack
+) -> int | None:
+    """Open an image for a QEMU that may not do so itself; None where it may. Raises Terminal."""
+    launch = vm.record.launch
+    if launch is None or launch.account is None:
+        return None
+    wanted = WantedFile(f"cdroms[{index}]", path, Access.READ)
+    ((medium,),) = await open_images((wanted,), workshop, launch.account, opened)
+    return medium[1]
+
+
+async def _insert(qmp: Qmp, drive: str, path: Path, given: int | None) -> None:
+    """Put a medium in a drive, ``given`` as a descriptor or by its name. Raises QMPError."""
+    filename = str(path) if given is None else await qmp.add_descriptor(given, str(path))
+    change = {"id": drive, "filename": filename, "format": "raw", "force": True}
+    try:
+        await qmp.execute("blockdev-change-medium", change)
+    finally:
+        # What is in use stays open, and nothing else of the set.
+        if given is not None:
+            await qmp.execute("remove-fd", {"fdset-id": int(filename.rpartition("/")[2])})

@@ -19,6 +19,9 @@ from arcsup.vm.image_files import QCOW2_MAGIC
 LONGEST_NAME = 1023
 """Bytes of a base's name ("must not be longer than 1023 bytes")."""
 
+LONGEST_CHAIN = 32
+"""Images that may build upon one another; a header may also name its own image."""
+
 MOST_SNAPSHOTS = 65536
 """QCOW_MAX_SNAPSHOTS."""
 

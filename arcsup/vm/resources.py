@@ -1,7 +1,8 @@
 """What a VM needs on this host beside its own file: found, decided, made where it is missing."""
 
 import os
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 from attrs import evolve, frozen
@@ -19,10 +20,13 @@ from arcsup.vm.capabilities import find_qemu, probe_capabilities
 from arcsup.vm.commandline import Resources, SliceDevice, Sockets
 from arcsup.vm.disks import (
     GUEST_TOOLS,
+    Medium,
     check_files,
     check_paths,
     create_missing_disks,
+    find_disk,
     find_medium,
+    resolve_image,
 )
 from arcsup.vm.displays import DISPLAY_SOCKET, check_password, find_render_node, wants_gl
 from arcsup.vm.ephemeral import create_overlays, with_overlays
@@ -110,7 +114,7 @@ async def find_needs(
         log=places.log_of(vm.name),
         images=places.images,
         root=user.uid == 0,
-        disks=tuple(find_medium(disk.path, places.images) for disk in built.disks),
+        disks=tuple([it async for it in _find_disks(vm, built, places, account)]),
         cdroms=tuple(find_medium(path, places.images) for path in built.cdroms),
         firmware=find_firmware(vm.firmware),
         firmware_vars=(
@@ -129,6 +133,30 @@ async def find_needs(
         vhost=accel == "kvm" and user.may_open(Path("/dev/vhost-net")),
     )
     return Needs(built, resources, _find_helpers(vm, places, sockets, virtiofsd))
+
+
+async def _find_disks(
+    vm: Vm, built: Vm, places: Places, account: Account | None
+) -> AsyncIterator[Medium]:
+    """Yield where the disks of a VM are; what they build upon is another question for ``account``.
+
+    A daemon that is root follows no header by name.
+    """
+    for disk, overlay in zip(vm.disks, built.disks, strict=True):
+        if account is not None:
+            yield find_medium(overlay.path, places.images)
+            continue
+        path = resolve_image(overlay.path, places.images)
+        # An overlay of an earlier run gives way to a new one.
+        new = disk.ephemeral or not path.exists()
+        find = partial(
+            find_disk,
+            overlay,
+            places.images,
+            base=overlay.base if new else None,
+            base_format=disk.format.value if disk.ephemeral else "",
+        )
+        yield await look_at(str(path), find)
 
 
 def with_guest_tools(vm: Vm) -> Vm:

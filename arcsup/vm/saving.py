@@ -73,7 +73,8 @@ async def save_overlay(
         with ExitStack() as opened:
             terms = await reading_terms(workshop, account)
             look = partial(find_layers, image, terms, opened)
-            saving = _Saving(tuple(await trio.to_thread.run_sync(look)), account)
+            layers, _ = await trio.to_thread.run_sync(look)
+            saving = _Saving(tuple(layers), account)
             if len(saving.layers) < 2:
                 raise Refused(f"{overlay} is no overlay by now: there is no base to save to")
             _refuse_block_device(saving.base)

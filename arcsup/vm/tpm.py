@@ -23,13 +23,15 @@ INSTALL_HINT = "install the package swtpm"
 class HelperCommand:
     """A program that must run beside a QEMU. ``pass_fds`` are to be inherited as they are.
 
-    ``keeps_user`` is one that goes on as the daemon's user where QEMU does not.
+    ``keeps_user`` is one that goes on as the daemon's user where QEMU does not. ``log`` is the
+    file that its words go to, None for QEMU's.
     """
 
     role: str
     argv: Argv
     pass_fds: tuple[int, ...] = ()
     keeps_user: bool = False
+    log: Path | None = None
 
 
 def find_swtpm() -> Path:
@@ -60,10 +62,12 @@ def create_tpm_folder(folder: Path) -> None:
 def tpm_helper(swtpm: Path, folder: Path, listener: Listener, log: Path) -> HelperCommand:
     """Return the emulator for one VM; it ends when QEMU closes the connection.
 
+    What it says goes to ``log``.
+
     Raises:
         Terminal: a path has a comma, which swtpm's options cannot express.
     """
-    for path in (folder, listener.path, log):
+    for path in (folder, listener.path):
         if "," in str(path):
             raise Terminal(f"{path}: swtpm cannot use a path with a comma", hint="move it")
     control = f"path={listener.path}" if listener.fd is None else f"fd={listener.fd}"
@@ -71,9 +75,10 @@ def tpm_helper(swtpm: Path, folder: Path, listener: Listener, log: Path) -> Help
         str(swtpm), "socket", "--tpm2", "--terminate",
         "--tpmstate", f"dir={folder},mode=0600",
         "--ctrl", f"type=unixio,{control}",
-        "--log", f"file={log},level=1",
+        # To its standard error: the file is the daemon's to open.
+        "--log", "level=1",
     )  # fmt: skip
-    return HelperCommand("tpm", argv, () if listener.fd is None else (listener.fd,))
+    return HelperCommand("tpm", argv, () if listener.fd is None else (listener.fd,), log=log)
 
 
 def tpm_args(listener: Listener | None) -> Argv:

@@ -111,6 +111,14 @@ def check_nothing_tells(daemon: Daemon) -> None:
     assert PASSWORD not in daemon.read_log()
 
 
+def name_in_qemu(daemon: Daemon, file: Path) -> str:
+    """Return by what name the QEMU of a guest has a file."""
+    for word in daemon.status("guest")["argv"]:
+        if word.startswith("fd=") and word.endswith(f",opaque={file}"):
+            return f"/dev/fdset/{word.partition(',set=')[2].partition(',')[0]}"
+    return str(file)
+
+
 def test_windows_has_its_answers_in_a_drive(daemon: Daemon) -> None:
     iso = write_installer(daemon.top / "windows.iso")
     drivers = write_installer(daemon.top / "drivers.iso")
@@ -122,10 +130,10 @@ def test_windows_has_its_answers_in_a_drive(daemon: Daemon) -> None:
     assert created.returncode == 0, created.stderr
     [answers] = find_answers(daemon)
     assert answers.stat().st_mode & 0o777 == 0o600
-    drives = [word for word in daemon.status("guest")["argv"] if "node-name=cd" in word]
+    blocks = daemon.client.post(vm_path("guest", "qmp"), {"execute": "query-block"})["return"]
+    files = {it["qdev"]: it["inserted"]["file"] for it in blocks}
     for number, image in enumerate((iso, drivers, answers)):
-        assert f"node-name=cd{number}-medium" in drives[number]
-        assert str(image) in drives[number]
+        assert files[f"cd{number}"] == name_in_qemu(daemon, image)
     check_nothing_tells(daemon)
 
     daemon.arcsup("stop", "guest")
@@ -144,7 +152,8 @@ def test_a_cloud_image_lies_under_the_disk_and_finds_its_seed(daemon: Daemon) ->
     [seed] = find_answers(daemon)
     # Debian's cloud kernel has no driver for the SATA drive that an installer's media are in.
     blocks = daemon.client.post(vm_path("guest", "qmp"), {"execute": "query-block"})["return"]
-    [device] = [it["qdev"] for it in blocks if it.get("inserted", {}).get("file") == str(seed)]
+    name = name_in_qemu(daemon, seed)
+    [device] = [it["qdev"] for it in blocks if it.get("inserted", {}).get("file") == name]
     assert "virtio" in device
     daemon.arcsup("kill", "guest")
     daemon.wait_for("guest", "gone")
