@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from arcsup.cli.progress import showing_progress
 from arcsup.errors import Terminal, Transient
 from arcsup.vm import image_changes, qemu_img
 from arcsup.vm.image_lock import hold_image
+from arcsup.vm.layers import open_layers
 from tests.cli_runner import Cli
 from tests.fake_supervisor import FakeSupervisor
 from tests.open_images import open_for_writing
@@ -322,7 +324,7 @@ def test_a_commit_that_ends_half_way_changes_nothing_that_anybody_sees(
         raise KeyboardInterrupt
 
     # Before the new base is there, and after it: between the two renames.
-    for step in ("copy_image", "change_image"):
+    for step in ("copy_image", "make_empty_image"):
         with monkeypatch.context() as patch:
             patch.setattr(image_changes, step, fail)
             assert store("commit", "top.qcow2").code == 130
@@ -456,9 +458,9 @@ async def test_a_copy_tells_how_far_it_is(tmp_path: Path) -> None:
     image.write_bytes(os.urandom(4 * MIB))
     told: list[float] = []
 
-    await qemu_img.copy_image(
-        await qemu_img.observe_image(image), str(tmp_path / "b"), "raw", told.append
-    )
+    with ExitStack() as opened, (tmp_path / "b").open("wb") as target:
+        layers = open_layers(image, lambda _: False, opened)
+        await qemu_img.copy_image(layers, target, "raw", told.append)
 
     assert told[-1] == 100
     assert told == sorted(told)
@@ -474,7 +476,9 @@ async def test_a_copy_that_gets_stuck_is_given_up(
     (folder / "qemu-img").chmod(0o755)
     monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
     monkeypatch.setattr(qemu_img, "STALLED", 0.3)
-    image = qemu_img.Image(tmp_path / "a", 0, 0, "raw")
+    (tmp_path / "a").write_bytes(bytes(512))
 
-    with trio.fail_after(60), pytest.raises(Transient, match="no progress"):
-        await qemu_img.copy_image(image, str(tmp_path / "b"), "raw", qemu_img.report_nothing)
+    with ExitStack() as opened, (tmp_path / "b").open("wb") as target:
+        layers = open_layers(tmp_path / "a", lambda _: False, opened)
+        with trio.fail_after(60), pytest.raises(Transient, match="no progress"):
+            await qemu_img.copy_image(layers, target, "raw", qemu_img.report_nothing)

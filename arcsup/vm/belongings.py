@@ -28,9 +28,9 @@ from arcsup.vm.chains import Link
 from arcsup.vm.commandline import CONSOLE_LOG, Sockets
 from arcsup.vm.disks import Base, Medium, resolve_image
 from arcsup.vm.fdsets import FIRST_SET, Handed, Role
+from arcsup.vm.layers import Layer
 from arcsup.vm.loans import (
     Access,
-    Layer,
     Loan,
     Terms,
     WantedFile,

@@ -6,28 +6,28 @@ a hidden part beside its place that the next attempt removes. What qemu-img chan
 """
 
 import os
-from collections.abc import Callable
-from contextlib import AsyncExitStack
+import stat
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
+from typing import IO
 
 import trio
 
 from arcsup.errors import NoSuchObject, NotPermitted, Refused, Terminal
+from arcsup.vm.empty_image import make_empty_image
 from arcsup.vm.image_files import part_of, publish, replace, telling
 from arcsup.vm.image_lock import hold_image
-from arcsup.vm.qcow2 import LONGEST_CHAIN
+from arcsup.vm.layers import Layer, Trusted, open_layers
 from arcsup.vm.qemu_img import (
     Image,
     Report,
     change_image,
     copy_image,
+    find_virtual_size,
     measure_image,
     observe_image,
 )
-
-Trusted = Callable[[Path], bool]
-"""Tells whether an image may build upon a file. A program that broke out of a guest can write any
-name into the header of its disk; whoever follows it as root reads, or replaces, that file."""
 
 
 async def clone_image(
@@ -38,21 +38,19 @@ async def clone_image(
     Raises Refused when the target is there, somebody writes to the source, or it builds upon what
     is not ``trusted``; Terminal, Transient.
     """
-    image = await observe_image(source)
-    await _check_chain(image, trusted)
-    _refuse_existing(target)
-    target_format = "qcow2" if linked else _format_of(image)
-    with telling(target), part_of(target) as part:
-        if linked:
-            overlay = ("create", "-q", "-f", "qcow2", "-b", str(source), "-F", _format_of(image))
-            await change_image(Path(part.name), *overlay)
-        else:
-            await _check_space(image, target.parent, target_format)
-            await copy_image(image, part.name, target_format, report)
-        # The copy has the source's mode: whoever may not read that must not read this.
-        os.fchmod(part.fileno(), source.stat().st_mode & 0o666)
-        if not await trio.to_thread.run_sync(publish, part, target):
-            _refuse_existing(target)
+    with ExitStack() as opened:
+        layers = await trio.to_thread.run_sync(open_layers, source, trusted, opened)
+        _refuse_existing(target)
+        with telling(target), part_of(target) as part:
+            if linked:
+                await _write_overlay(part, target, source, layers[0])
+            else:
+                await _check_space(layers, target.parent, layers[0])
+                await copy_image(layers, part, _format_of(layers[0]), report)
+            # The copy has the source's mode: whoever may not read that must not read this.
+            os.fchmod(part.fileno(), layers[0].status.st_mode & 0o666)
+            if not await trio.to_thread.run_sync(publish, part, target):
+                _refuse_existing(target)
 
 
 async def commit_image(overlay: Path, report: Report, trusted: Trusted) -> Path:
@@ -66,35 +64,38 @@ async def commit_image(overlay: Path, report: Report, trusted: Trusted) -> Path:
     image = await observe_image(overlay.resolve())
     if image.base is None:
         raise Refused(f"{overlay} is no overlay: there is no base to commit to")
-    await _check_chain(image, trusted)
-    _refuse_snapshots(image)
-    base = await check_committable(image.base)
     async with AsyncExitStack() as held:
-        for path in (image.path, base.path):
-            await held.enter_async_context(hold_image(path))
+        opened = held.enter_context(ExitStack())
+        layers = await trio.to_thread.run_sync(open_layers, image.path, trusted, opened)
+        if len(layers) < 2:
+            raise Refused(f"{overlay} is no overlay by now: there is no base to commit to")
+        _refuse_snapshots(image)
+        base = layers[1]
+        await check_committable(base.path)
+        for layer in (layers[0], base):
+            await held.enter_async_context(hold_image(layer.path))
         with telling(base.path), part_of(base.path) as part:
-            await _check_space(image, base.path.parent, _format_of(base))
-            await copy_image(image, part.name, _format_of(base), report, locked=True)
+            await _check_space(layers, base.path.parent, base)
+            await copy_image(layers, part, _format_of(base), report, locked=True)
             await trio.to_thread.run_sync(replace, part, base.path)
         with telling(image.path), part_of(image.path) as part:
-            empty = ("create", "-q", "-f", "qcow2", "-b", str(image.base), "-F", _format_of(base))
-            await change_image(Path(part.name), *empty)
+            await _write_overlay(part, image.path, image.base, base, image.virtual_size)
             await trio.to_thread.run_sync(replace, part, image.path)
     return base.path
 
 
-async def _check_chain(image: Image, trusted: Trusted) -> None:
-    for _ in range(LONGEST_CHAIN):
-        if image.base is None:
-            return
-        base = image.base.resolve()
-        if not trusted(base):
-            raise Refused(
-                f"{image.path} builds upon {image.base}, which no VM file names",
-                "if that is meant, say it with `base:` in the VM file",
-            )
-        image = await observe_image(base)
-    raise Refused(f"{image.path} builds upon more than {LONGEST_CHAIN} images")
+async def _write_overlay(
+    part: IO[bytes], what: Path, base: Path, below: Layer, size: int | None = None
+) -> None:
+    """Write an empty overlay of ``base``, as large as that, or of ``size`` bytes."""
+    form = _format_of(below)
+    if size is None:
+        size = await trio.to_thread.run_sync(find_virtual_size, below.path, form)
+    # -u: what is below it is not opened.
+    create = ("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", str(base), "-F", form)
+    image = await make_empty_image(lambda path: (*create, path, str(size)), str(what), None)
+    await trio.to_thread.run_sync(part.write, image)
+    part.flush()
 
 
 async def find_base(overlay: Path) -> Path | None:
@@ -172,20 +173,21 @@ def _refuse_snapshots(image: Image) -> None:
         )
 
 
-def _format_of(image: Image) -> str:
-    return "raw" if image.format == "iso" else image.format
+def _format_of(layer: Layer) -> str:
+    return "raw" if layer.raw else "qcow2"
 
 
-async def _check_space(image: Image, folder: Path, target_format: str) -> None:
-    """Raise Terminal when a copy will not fit: better now than after an hour."""
-    needed = await measure_image(image, target_format)
+async def _check_space(layers: Sequence[Layer], folder: Path, target: Layer) -> None:
+    """Raise Terminal when a copy in the format of ``target`` will not fit: not after an hour."""
+    top = layers[0]
+    needed = await measure_image(layers, _format_of(target))
     there = os.statvfs(folder)
     free = there.f_bavail * there.f_frsize
     # A raw copy is sparse: what is empty takes no room in it.
-    if target_format == "raw":
-        needed = min(needed, image.size)
-    if needed > free and not image.path.is_block_device():
+    if target.raw:
+        needed = min(needed, top.status.st_blocks * 512)
+    if needed > free and not stat.S_ISBLK(top.status.st_mode):
         raise Terminal(
-            f"{folder}: a copy of {image.path} needs {needed >> 20} MiB, {free >> 20} MiB are free",
+            f"{folder}: a copy of {top.path} needs {needed >> 20} MiB, {free >> 20} MiB are free",
             "make room, or `arcsup image clone --linked`",
         )

@@ -49,12 +49,12 @@ async def run_image_tool(
     account: Account | None,
     pass_fds: Sequence[int] = (),
     seconds: float,
-    largest: int = 0,
+    largest: int | None = 0,
 ) -> subprocess.CompletedProcess[bytes]:
     """Run qemu-img to its end as ``account``, None for this process's user; return its output.
 
-    It may write files of ``largest`` bytes. Raises Terminal where it cannot be run, Transient when
-    it took longer than ``seconds``.
+    It may write files of ``largest`` bytes, None for any. Raises Terminal where it cannot be run,
+    Transient when it took longer than ``seconds``.
     """
     require_qemu_img()
     limits = bounded(seconds=seconds, largest=largest)

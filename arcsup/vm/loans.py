@@ -20,6 +20,7 @@ from arcsup.errors import Terminal
 from arcsup.host.accounts import Account
 from arcsup.vm.chains import ImageId, Link, Upper, check_base, find_base, find_link
 from arcsup.vm.image_files import has_qcow2_magic
+from arcsup.vm.layers import Layer
 from arcsup.vm.qcow2 import LONGEST_CHAIN
 from arcsup.vm.reach import Found, find_file
 
@@ -79,21 +80,6 @@ class Loan:
     def identity(self) -> tuple[int, int]:
         """Which file it is."""
         return self.device, self.inode
-
-
-@frozen
-class Layer:
-    """One of the images that make a disk, held by an O_PATH descriptor. ``path`` is its own."""
-
-    path: Path
-    descriptor: int
-    status: os.stat_result
-    raw: bool
-
-    @property
-    def by_descriptor(self) -> str:
-        """Return the name by which a program opens it that has inherited the descriptor."""
-        return f"/proc/self/fd/{self.descriptor}"
 
 
 @frozen

@@ -8,7 +8,8 @@ import json
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import IO
@@ -20,10 +21,12 @@ from arcsup.errors import Refused, Terminal, Transient
 from arcsup.host.accounts import Account
 from arcsup.opening import open_named
 from arcsup.vm.image_files import has_iso_magic, has_qcow2_magic
+from arcsup.vm.image_tool import bounded, require_qemu_img, run_image_tool
+from arcsup.vm.layers import Layer, describe_chain, open_alone
 from arcsup.vm.looking import look_at
 from arcsup.vm.privileges import dropping_to, environment_of
 from arcsup.vm.process import find_processes_holding, inherited_environment
-from arcsup.vm.programs import kill_at_once, run_program
+from arcsup.vm.programs import kill_at_once
 from arcsup.vm.qcow2 import Snapshot, place_of, read_header, read_snapshots
 
 QUICK = 60.0
@@ -32,10 +35,10 @@ QUICK = 60.0
 STALLED = 1800.0
 """Seconds without a further percent after which a long operation counts as stuck."""
 
-HINT = "install qemu-utils"
-
 Report = Callable[[float], None]
 """Is told how much is done, in percent."""
+
+_GIVEN = re.compile(r"json:\{.*\}|/proc/self/fd/\d+")
 
 _PERCENT = re.compile(rb"\((\d+\.\d+)/100%\)")
 
@@ -116,45 +119,58 @@ def find_virtual_size(path: Path, image_format: str) -> int:
     raise Terminal(f"{path}: is no qcow2 image", "say format: raw, or move it away")
 
 
-async def measure_image(image: Image, target_format: str) -> int:
-    """Return how many bytes a full copy of an image takes at most."""
-    argv = ("qemu-img", "measure", "-U", "--output=json", "-O", target_format)
-    finished = await run_program(
-        (*argv, "-f", _driver(image), str(image.path)), seconds=QUICK, hint=HINT
+async def measure_image(layers: Sequence[Layer], target_format: str) -> int:
+    """Return how many bytes a full copy of an image takes at most. Raises Terminal, Transient."""
+    asked = ("measure", "-U", "--output=json", "-O", target_format, describe_chain(layers))
+    finished = await run_image_tool(
+        asked, account=None, pass_fds=_descriptors_of(layers), seconds=QUICK
     )
     if finished.returncode != 0:
-        raise _refusal(image.path, finished.stderr)
+        raise _refusal(layers[0].path, finished.stderr)
     return int(json.loads(finished.stdout)["required"])
 
 
-async def change_image(path: Path, *arguments: str, seconds: float = QUICK) -> None:
-    """Run a quick qemu-img command on ``path``, which stands at the end of ``arguments``.
+async def change_image(path: Path, *arguments: str) -> None:
+    """Run a quick qemu-img command on an image alone, which stands at the end of ``arguments``.
 
     Raises Refused when somebody has the image open, Terminal, Transient.
     """
-    argv = ("qemu-img", *arguments, str(path))
-    finished = await run_program(argv, seconds=seconds, hint=HINT)
+    with ExitStack() as opened:
+        layers = (open_alone(path, opened),)
+        finished = await run_image_tool(
+            (*arguments, describe_chain(layers)),
+            account=None,
+            pass_fds=_descriptors_of(layers),
+            seconds=QUICK,
+            largest=None,
+        )
     if finished.returncode != 0:
         raise _refusal(path, finished.stderr)
 
 
 async def copy_image(
-    image: Image, target: str, target_format: str, report: Report, *, locked: bool = False
+    layers: Sequence[Layer],
+    target: IO[bytes],
+    target_format: str,
+    report: Report,
+    *,
+    locked: bool = False,
 ) -> None:
     """Write all that a guest sees of an image to ``target``, from every layer it has.
 
     ``locked``: we hold QEMU's lock on it. Raises Refused when somebody writes to it, Terminal,
     Transient when it does not get on.
     """
-    argv = ["qemu-img", "convert", "-p", *(["-U"] if locked else [])]
-    argv += ["-f", _driver(image), "-O", target_format, str(image.path), target]
-    code, words = await run_long(argv, report)
+    argv = ["qemu-img", "convert", "-p", *(["-U"] if locked else []), "-O", target_format]
+    argv += [describe_chain(layers), f"/proc/self/fd/{target.fileno()}"]
+    descriptors = (*_descriptors_of(layers), target.fileno())
+    code, words = await run_long(argv, report, pass_fds=descriptors)
     if code != 0:
-        raise _refusal(image.path, words)
+        raise _refusal(layers[0].path, words)
 
 
-def _driver(image: Image) -> str:
-    return "raw" if image.format == "iso" else image.format
+def _descriptors_of(layers: Iterable[Layer]) -> tuple[int, ...]:
+    return tuple(layer.descriptor for layer in layers)
 
 
 async def run_long(
@@ -169,9 +185,10 @@ async def run_long(
     It runs as ``account``, None for this process's user, and inherits ``pass_fds``.
     Without a further percent in STALLED seconds it is killed: Transient.
     """
+    require_qemu_img()
     start = partial(
         trio.run_process,
-        [*dropping_to(account), *argv],
+        [*bounded(), *dropping_to(account), *argv],
         stdin=b"",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -202,7 +219,8 @@ def _refusal(path: Path, words: bytes) -> Refused | Terminal:
     text = words.decode(errors="replace")
     if "lock" in text and "another process" in text:
         return in_use(path)
-    last = text.strip().splitlines()
+    # It names what it was given.
+    last = _GIVEN.sub(str(path), text).strip().splitlines()
     return Terminal(f"{path}: {last[-1].strip() if last else 'qemu-img failed without a word'}")
 
 

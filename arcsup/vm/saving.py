@@ -9,7 +9,7 @@ gives it its name.
 import json
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,8 @@ from arcsup.vm.disks import resolve_image
 from arcsup.vm.image_files import part_of, replace
 from arcsup.vm.image_lock import hold_image
 from arcsup.vm.image_tool import run_image_tool
-from arcsup.vm.loans import Access, Layer, WantedFile, find_layers
+from arcsup.vm.layers import Layer, describe_chain
+from arcsup.vm.loans import Access, WantedFile, find_layers
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.programs import last_words
 from arcsup.vm.qemu_img import QUICK, Report, run_long
@@ -137,19 +138,6 @@ async def _ask(saving: _Saving, *arguments: str) -> dict[str, Any]:
         raise Terminal(f"{saving.base.path}: {last_words(finished.stderr)}")
     answer: dict[str, Any] = json.loads(finished.stdout)
     return answer
-
-
-def describe_chain(layers: Sequence[Layer]) -> str:
-    """Return QEMU's name for layers on descriptors: no header has a say in what is below."""
-    below: dict[str, Any] | None = None
-    for layer in reversed(layers):
-        driver = "host_device" if stat.S_ISBLK(layer.status.st_mode) else "file"
-        file = {"driver": driver, "filename": layer.by_descriptor}
-        if layer.raw:
-            below = {"driver": "raw", "file": file}
-        else:
-            below = {"driver": "qcow2", "file": file, "backing": below}
-    return f"json:{json.dumps(below)}"
 
 
 @contextmanager

@@ -2,9 +2,10 @@
 
 import os
 import re
+import shutil
 import stat
 import struct
-import time
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -140,33 +141,66 @@ def test_a_header_is_not_believed_when_its_vm_was_forgotten(daemon: Daemon) -> N
 EPHEMERAL = OWN + "disks: [{path: FILE, FORMAT, ephemeral: true}]\n"
 
 
-def test_nothing_is_saved_over_a_file_that_the_overlay_names(daemon: Daemon) -> None:
-    images = daemon.state / "images"
-    folder = daemon.top / "of-the-host"
-    folder.mkdir(mode=0o700)
-    victim = folder / "shadow"
-    victim.write_text("root:original\n")
-    base = images / "base.raw"
-    base.write_bytes(b"B" * 65536)
-    daemon.drop("one", EPHEMERAL.replace("FILE", "base.raw").replace("FORMAT", "format: raw"))
-    pid = daemon.wait_for("one", "running")["pid"]
-    overlay = images / ".ephemeral" / "one" / "disk0.qcow2"
-    header = overlay.read_bytes()[: 65536 * 9]
+TOOL = """#!/bin/sh
+if [ -e {top}/armed ]; then echo asked > {top}/asked; read -r _ < {top}/answered; fi
+exec {real} "$@"
+"""
 
-    descriptor = take_descriptor(pid, overlay)
 
-    def flip() -> None:
-        until = time.monotonic() + 3
-        while time.monotonic() < until:
-            name_base(descriptor, victim)
-            os.pwrite(descriptor, header[:72], 0)
+@pytest.fixture
+def slow_tool(short_dir: Path) -> Path:
+    """Return the folder of a qemu-img that, once armed, lets somebody act before each run of it."""
+    folder = short_dir / "bin"
+    folder.mkdir(mode=0o755)
+    tool = folder / "qemu-img"
+    tool.write_text(TOOL.format(top=short_dir, real=shutil.which("qemu-img")))
+    tool.chmod(0o755)
+    for name in ("asked", "answered"):
+        os.mkfifo(short_dir / name)
+        (short_dir / name).chmod(0o666)
+    return folder
 
-    child = begin_as(pid, flip)
-    daemon.arcsup("stop", "one", "--save")
 
-    os.waitpid(child, 0)
-    assert victim.read_text() == "root:original\n"
-    assert base.read_bytes() == b"B" * 65536
+@pytest.mark.parametrize("run", [1, 2, 3])
+def test_nothing_is_saved_over_a_file_that_the_overlay_names(
+    short_dir: Path, slow_tool: Path, run: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever run of qemu-img a header is changed before: what was judged is what is used."""
+    monkeypatch.setenv("PATH", f"{slow_tool}:{os.environ['PATH']}")
+    with running_daemon(short_dir) as daemon:
+        images = daemon.state / "images"
+        images.mkdir(mode=0o711, exist_ok=True)
+        folder = daemon.top / "of-the-host"
+        folder.mkdir(mode=0o700)
+        victim = folder / "shadow"
+        victim.write_text("root:original\n")
+        base = images / "base.raw"
+        base.write_bytes(b"B" * 65536)
+        daemon.drop("one", EPHEMERAL.replace("FILE", "base.raw").replace("FORMAT", "format: raw"))
+        pid = daemon.wait_for("one", "running")["pid"]
+        overlay = images / ".ephemeral" / "one" / "disk0.qcow2"
+        descriptor = take_descriptor(pid, overlay)
+        runs = 0
+
+        def answer() -> None:
+            nonlocal runs
+            while (short_dir / "asked").read_text() == "asked\n":
+                runs += 1
+                if runs == run:
+                    name_base(descriptor, victim)
+                (short_dir / "answered").write_text("go\n")
+
+        attacker = threading.Thread(target=answer)
+        attacker.start()
+        (short_dir / "armed").touch()
+        daemon.arcsup("stop", "one", "--save")
+        (short_dir / "armed").unlink()
+        (short_dir / "asked").write_text("no more\n")
+        attacker.join()
+        os.close(descriptor)
+
+        assert victim.read_text() == "root:original\n"
+        assert base.read_bytes() == b"B" * 65536
 
 
 def test_no_file_of_the_host_is_saved_into_an_image(daemon: Daemon) -> None:
