@@ -6,8 +6,8 @@ Sources: qemu-img(1); qemu-doc, "Block device options".
 import json
 import os
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -153,10 +153,33 @@ def check_paths(vm: Vm, images: Path, bounds: Bounds) -> None:
                 check_path(f"boot.{what}", resolve_image(file, images), bounds, written=False)
 
 
-async def create_missing_disks(vm: Vm, images: Path, bounds: Bounds | None = None) -> None:
+@frozen
+class MadeImage:
+    """An image that was made for a start, and that no guest has seen yet."""
+
+    path: Path
+    device: int
+    inode: int
+
+
+def take_back(made: Iterable[MadeImage]) -> None:
+    """Remove images that were made for a start that was refused. Blocks.
+
+    What has such a name by now and is another file stays. Raises OSError.
+    """
+    for image in made:
+        with suppress(FileNotFoundError):
+            status = image.path.lstat()
+            if (status.st_dev, status.st_ino) == (image.device, image.inode):
+                image.path.unlink()
+
+
+async def create_missing_disks(
+    vm: Vm, images: Path, bounds: Bounds | None = None, made: list[MadeImage] | None = None
+) -> None:
     """Make every missing disk that has a size or a base, and check those that are there.
 
-    ``bounds`` say where, None for anywhere that this process may.
+    ``bounds`` say where, None for anywhere that this process may. ``made`` gets what was made.
 
     Raises:
         Terminal: a disk is missing and nothing tells how to make it, has another format, cannot
@@ -167,7 +190,10 @@ async def create_missing_disks(vm: Vm, images: Path, bounds: Bounds | None = Non
         path = resolve_image(disk.path, images)
         what = f"disks[{index}]: {path}"
         if not await look_at(str(path), _is_there, path, what):
-            await create_disk(disk, images, what, bounds)
+            ours = await create_disk(disk, images, what, bounds)
+            if ours and made is not None:
+                status = await trio.to_thread.run_sync(path.lstat)
+                made.append(MadeImage(path, status.st_dev, status.st_ino))
         await look_at(str(path), _check_image, path, disk, what)
 
 

@@ -43,6 +43,7 @@ from arcsup.vm.belongings import (
 )
 from arcsup.vm.commandline import Sockets, build_command_line, expected_devices
 from arcsup.vm.control_groups import belongs_in_group_first, enclose
+from arcsup.vm.disks import MadeImage, take_back
 from arcsup.vm.fdsets import name_files
 from arcsup.vm.firmware_conditions import prepare_variables
 from arcsup.vm.hooks import run_hooks
@@ -82,11 +83,23 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     Raises LockHeld, before anything was done, where a QEMU of this VM runs that no record tells
     of; Terminal or Transient, and then what was made is taken away by the caller's clean-up.
     """
+    made: list[MadeImage] = []
     with vm_lock(workshop.places, vm.name) as lock:
-        return await _start_locked(vm, workshop, lock)
+        try:
+            return await _start_locked(vm, workshop, lock, made)
+        except Terminal:
+            # Nothing stays of a VM that was refused: its images would be in the way of others.
+            try:
+                await trio.to_thread.run_sync(take_back, made)
+            except OSError as error:
+                why = f"{error.filename}, made for a start that was refused: {error.strerror}"
+                workshop.tell(vm.name, "trouble", why)
+            raise
 
 
-async def _start_locked(vm: ManagedVm, workshop: Workshop, lock: Sequence[int]) -> Process:
+async def _start_locked(
+    vm: ManagedVm, workshop: Workshop, lock: Sequence[int], made: list[MadeImage]
+) -> Process:
     intent = Intent.RUN if vm.record.intent is Intent.RESTART else vm.record.intent
     launch = Launch(workshop.boot_id, json.dumps(vm_to_native(vm.vm)), started_at=time.monotonic())
     await vm.save(workshop, launch=launch, intent=intent, halted="", retry_at=None)
@@ -103,7 +116,7 @@ async def _start_locked(vm: ManagedVm, workshop: Workshop, lock: Sequence[int]) 
     if account is not None:
         allowed = (places.images, *workshop.image_folders)
         bounds = Bounds(account, allowed, own=places.answers)
-    await _unless_ordered(vm, partial(create_files, vm.running, places, bounds))
+    await _unless_ordered(vm, partial(create_files, vm.running, places, bounds, made))
     await prepare_variables(vm, workshop)
     with ExitStack() as opened:
         held = list(lock)

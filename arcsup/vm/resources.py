@@ -20,6 +20,7 @@ from arcsup.vm.capabilities import find_qemu, probe_capabilities
 from arcsup.vm.commandline import Resources, SliceDevice, Sockets
 from arcsup.vm.disks import (
     GUEST_TOOLS,
+    MadeImage,
     Medium,
     check_files,
     check_paths,
@@ -63,17 +64,19 @@ class Needs:
     helpers: tuple[HelperCommand, ...]
 
 
-async def create_files(vm: Vm, places: Places, bounds: Bounds | None = None) -> None:
+async def create_files(
+    vm: Vm, places: Places, bounds: Bounds | None = None, made: list[MadeImage] | None = None
+) -> None:
     """Make the VM's disks and TPM folder where they are missing.
 
     ``bounds`` say what the VM may name, None for all that this process may: nothing is made
-    before all of it is looked at. Raises Terminal for what is missing and cannot be made, Transient
-    for what took too long.
+    before all of it is looked at. ``made`` gets the images that were made. Raises Terminal for
+    what is missing and cannot be made, Transient for what took too long.
     """
     built = with_guest_tools(vm)
     if bounds is not None:
         await look_at(f"what {vm.name} names", check_paths, built, places.images, bounds)
-    await create_missing_disks(built, places.images, bounds)
+    await create_missing_disks(built, places.images, bounds, made)
     await create_overlays(vm, places, None if bounds is None else bounds.account)
     await look_at(f"what {vm.name} reads", check_files, built, places.images)
     check_password(vm.display, places.images)

@@ -229,3 +229,27 @@ def test_a_link_of_the_folders_owner_is_not_followed(short_dir: Path) -> None:
 
     with pytest.raises(Terminal, match="is a link that leads elsewhere"):
         check_paths(vm_with(disk), bounds.allowed[0], bounds)
+
+
+@needs_qemu_img
+@pytest.mark.parametrize(
+    "refused",
+    [
+        "cdroms: [missing.iso]",
+        "disks: [{path: one.qcow2, size: 1MiB}, {path: missing.qcow2}]",
+        "shares: [{path: '.', tag: all}]",
+        "disks: [{path: one.qcow2, size: 1MiB}, {path: two.raw, format: raw, base: b}]",
+    ],
+)
+def test_nothing_stays_of_images_that_were_made_for_a_vm_that_is_refused(
+    daemon: Daemon, refused: str
+) -> None:
+    images = daemon.state / "images"
+    images.mkdir(mode=0o711, exist_ok=True)
+    (images / "b").write_bytes(bytes(512))
+    more = "" if "disks" in refused else "disks: [{path: one.qcow2, size: 1MiB}]\n"
+
+    daemon.drop("one", f"{TINY}{more}{refused}\n")
+
+    daemon.wait_for("one", "failed", "invalid")
+    assert [path.name for path in images.rglob("*") if path.is_file()] == ["b"]
