@@ -397,19 +397,26 @@ class LastExit:
 
 
 class ConditionType(StrEnum):
-    """What is stated of a VM beside its state. Each is well while it is true, except STUCK."""
+    """What is stated of a VM beside its state. Each is well while it is true, except STUCK.
+
+    HOST_LOOPBACK is neither: it says what the guest reaches, and is stated only where that is so.
+    """
 
     DEVICES_RETURNED = "DevicesReturned"
+    DEVICES_USABLE = "DevicesUsable"
     DISKS_WORK = "DisksWork"
     GPUS_CHANGED = "GpusChanged"
     HELPERS_RUN = "HelpersRun"
+    HOST_LOOPBACK = "HostLoopback"
     LIMITED = "Limited"
     MEDIA_CHANGED = "MediaChanged"
     MONITOR_ANSWERS = "MonitorAnswers"
     RECORDED = "Recorded"
+    SECURE_BOOT = "SecureBoot"
     SOUND_PLAYS = "SoundPlays"
     STUCK = "Stuck"
     SUPERVISED = "Supervised"
+    UEFI_VARIABLES = "UefiVariables"
 
 
 @frozen

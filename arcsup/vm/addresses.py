@@ -16,12 +16,13 @@ import trio
 from attrs import frozen
 from qemu.qmp import QMPError
 
+from arcsup.model import ConditionType
 from arcsup.plan.lifecycle import Phase
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.qmp import Qmp, take_list, take_number, take_word
 from arcsup.vm.slices import slice_devices
 
-CONDITION = "DevicesUsable"
+CONDITION = ConditionType.DEVICES_USABLE
 
 ANSWER = 5.0
 """Seconds within which a healthy QEMU answers."""

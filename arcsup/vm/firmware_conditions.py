@@ -10,7 +10,7 @@ from attrs import frozen
 
 from arcsup.errors import Terminal, describe_os_error
 from arcsup.host_trouble import is_host_trouble
-from arcsup.model import Firmware
+from arcsup.model import ConditionType, Firmware
 from arcsup.vm.firmware import find_firmware
 from arcsup.vm.looking import look_at
 from arcsup.vm.managed import ManagedVm, Workshop
@@ -22,8 +22,8 @@ from arcsup.vm.variables import (
     vars_file,
 )
 
-VARIABLES = "UefiVariables"
-SECURE_BOOT = "SecureBoot"
+VARIABLES = ConditionType.UEFI_VARIABLES
+SECURE_BOOT = ConditionType.SECURE_BOOT
 """Types of conditions."""
 
 
@@ -31,7 +31,7 @@ SECURE_BOOT = "SecureBoot"
 class Statement:
     """A condition before it is a VM's."""
 
-    type: str
+    type: ConditionType
     status: bool
     reason: str
     message: str

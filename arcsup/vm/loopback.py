@@ -4,12 +4,12 @@ import trio
 
 from arcsup.errors import describe_os_error
 from arcsup.host.loopback import close_loopback
-from arcsup.model import NetworkType, Vm
+from arcsup.model import ConditionType, NetworkType, Vm
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.process import read_start_time
 from arcsup.vm.record import Launch
 
-CONDITION = "HostLoopback"
+CONDITION = ConditionType.HOST_LOOPBACK
 """True where the guest reaches it: no fault of the VM's, so it makes none look unwell."""
 
 _REACHED = "the guest reaches what listens on the host's loopback"

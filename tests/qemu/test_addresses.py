@@ -83,7 +83,7 @@ def uefi_args(folder: Path) -> Argv:
     assert files is not None
     shutil.copy(files.template, folder / "vars.fd")
     machine = "q35,accel=tcg,pflash0=firmware-code,pflash1=firmware-vars"
-    return ("-machine", machine, *firmware_args(files, folder / "vars.fd"))
+    return ("-machine", machine, *firmware_args(files, str(folder / "vars.fd")))
 
 
 async def window_of(qmp: Qmp, port: str) -> int:
