@@ -127,7 +127,8 @@ def machine_options(system: System, kvm: bool) -> list[str]:
 
     The guest finds: an IOMMU with interrupt remapping; two NUMA nodes of a CPU and 1.5 GiB each; on
     node 1 an NVMe PF with four VFs; two unbound display functions (cards for vgpu_sim); an empty
-    hot-plug slot with room for a display device's memory; this QEMU's own QMP behind a port.
+    hot-plug slot with room for a display device's memory; a USB keyboard and a USB stick; this
+    QEMU's own QMP behind a port.
     """
     return [
         "-machine", "q35,kernel-irqchip=split",
@@ -152,6 +153,10 @@ def machine_options(system: System, kvm: bool) -> list[str]:
         "-device", f"pcie-root-port,id=empty-port,bus=pcie.0,chassis=4,slot=4,{ROOM_FOR_A_DISPLAY}",
         # Last, so that what is plugged has the same address where there is none.
         *(IGB if has_igb(system) else []),
+        "-device", "qemu-xhci,id=usb,bus=pcie.0",
+        "-device", "usb-kbd,bus=usb.0,port=1",
+        "-blockdev", "null-co,node-name=stick,size=16777216,read-zeroes=on",
+        "-device", "usb-storage,bus=usb.0,port=2,drive=stick",
     ]  # fmt: skip
 
 
