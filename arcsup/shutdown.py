@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import trio
 
+from arcsup.errors import is_shortage
 from arcsup.fleet import Fleet
 from arcsup.notify import notify
 from arcsup.plan.lifecycle import Phase
@@ -21,6 +22,9 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds for the service manager to answer; it has much to do when it shuts down."""
+
+ASK_AGAIN = 0.5
+"""Seconds after which it is asked again where no program could be started for want of something."""
 
 EXTENSION = 30.0
 """Seconds that systemd is asked to wait on, again and again for as long as VMs are stopping."""
@@ -33,16 +37,20 @@ async def host_goes_down(*, system: bool) -> bool:
     """
     manager = ["systemctl"] if system else ["systemctl", "--user"]
     with trio.move_on_after(PATIENCE):
-        try:
-            answer = await trio.run_process(
-                [*manager, "is-system-running"],
-                capture_stdout=True,
-                stderr=subprocess.DEVNULL,
-                check=False,
-            )
-        except OSError:
-            return False
-        return answer.stdout.strip() == b"stopping"
+        while True:
+            try:
+                answer = await trio.run_process(
+                    [*manager, "is-system-running"],
+                    capture_stdout=True,
+                    stderr=subprocess.DEVNULL,
+                    check=False,
+                )
+            except OSError as error:
+                if not is_shortage(error):
+                    return False  # There is no systemctl.
+                await trio.sleep(ASK_AGAIN)
+            else:
+                return answer.stdout.strip() == b"stopping"
     return False
 
 

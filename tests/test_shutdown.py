@@ -1,5 +1,6 @@
 """Whether the host goes down, as service managers tell it, and how VMs stop with it."""
 
+import errno
 import itertools
 import os
 from pathlib import Path
@@ -56,6 +57,22 @@ async def test_without_systemd_the_host_stays(
     monkeypatch.setenv("PATH", str(tmp_path))
 
     assert not await host_goes_down(system=True)
+
+
+async def test_a_manager_that_could_not_be_asked_at_once_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put_systemctl(tmp_path, "echo stopping", monkeypatch)
+    failures, run = [OSError(errno.EAGAIN, "no process")], trio.run_process
+
+    async def fail_once(argv: list[str], **options: object) -> object:
+        if failures:
+            raise failures.pop()
+        return await run(argv, capture_stdout=True, check=False)
+
+    monkeypatch.setattr(trio, "run_process", fail_once)
+
+    assert await host_goes_down(system=True)
 
 
 async def test_a_manager_that_does_not_answer_holds_nobody_up(
