@@ -1,10 +1,12 @@
 """A program that broke out of its guest names another file in the header of its own disk."""
 
+import json
 import os
 import re
 import shutil
 import stat
 import struct
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -235,3 +237,38 @@ def test_no_file_of_the_host_is_saved_into_an_image(daemon: Daemon) -> None:
         assert b"TOPSECRET" not in image.read_bytes()
     for it in (reader, writer, descriptor):
         os.close(it)
+
+
+def test_a_qemu_has_what_is_below_its_disk_for_reading_and_no_header_says_what(
+    daemon: Daemon,
+) -> None:
+    images = daemon.state / "images"
+    create = ["qemu-img", "create", "-q", "-f", "qcow2"]
+    subprocess.run([*create, images / "low", "1M"], check=True)
+    for name, below in (("middle", "low"), ("top", "middle")):
+        subprocess.run([*create, "-F", "qcow2", "-b", images / below, images / name], check=True)
+    for image in images.iterdir():
+        image.chmod(0o600)
+    daemon.drop("one", OWN + "disks: [{path: top, base: middle}]\n")
+
+    status = daemon.wait_for("one", "running", "failed")
+
+    assert status["state"] == "running", status["reason"]
+    nodes = [json.loads(word) for word in status["argv"] if word.startswith('{"driver"')]
+    assert [it["backing"] for it in nodes] == [None, "disk0-base2", "disk0-base1"]
+    assert all(it["file"]["filename"].startswith("/dev/fdset/") for it in nodes)
+    for name, flags in (("low", os.O_RDONLY), ("middle", os.O_RDONLY), ("top", os.O_RDWR)):
+        assert whose(images / name) == (0, 0, 0o600)
+        assert modes_of(status["pid"], images / name) == {flags}
+
+
+def modes_of(pid: int, image: Path) -> set[int]:
+    """Return how a process may use a file that it has open (proc_pid_fdinfo(5))."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        if os.path.samestat(entry.stat(), image.stat()):
+            told = Path(f"/proc/{pid}/fdinfo/{entry.name}").read_text()
+            flags = re.search(r"^flags:\s*(\d+)$", told, re.MULTILINE)
+            assert flags
+            found.add(int(flags[1], 8) & os.O_ACCMODE)
+    return found
