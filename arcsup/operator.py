@@ -5,9 +5,9 @@ rest. Nothing here starts anything itself, so a command and a crash at the same 
 disagree. Only an end is ordered before it is durable: it must be possible on a full disk too.
 """
 
-import itertools
 import os
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -53,7 +53,6 @@ FILE_READ = 10.0
 """Seconds within which a file of the VM directory is read, slow disks and writers included."""
 
 _UP = (Phase.RUNNING, Phase.PAUSED)
-_screenshots = itertools.count()
 
 
 @define(eq=False)
@@ -278,13 +277,30 @@ class Operator:
 
     async def screenshot(self, name: str) -> bytes:
         """Return the guest's first display as PNG."""
-        folder = self.fleet.workshop.places.qemu_run_of(name)
-        picture = folder / f"screenshot-{next(_screenshots)}.png"
+        vm = self.fleet.find(name)
+        # In memory of our own: what QEMU's user has in a folder may be anything by the time that
+        # it is read.
+        with _open_memory() as (reader, writer):
+            given = await self._give(vm, writer)
+            try:
+                await self.qmp(name, "screendump", {"filename": given, "format": "png"})
+            finally:
+                number = int(given.rpartition("/")[2])
+                with trio.CancelScope(shield=True):
+                    await self.qmp(name, "remove-fd", {"fdset-id": number})
+            return await trio.to_thread.run_sync(os.pread, reader, LARGEST_PICTURE, 0)
+
+    async def _give(self, vm: ManagedVm, descriptor: int) -> str:
+        """Give a QEMU a descriptor for a picture; return the file name that it has there."""
+        if vm.qmp is None:
+            raise Refused(f"{vm.name} has no QEMU that answers", "`arcsup why` says what it does")
         try:
-            await self.qmp(name, "screendump", {"filename": str(picture), "format": "png"})
-            return await trio.to_thread.run_sync(_read_picture, picture)
-        finally:
-            picture.unlink(missing_ok=True)
+            with trio.fail_after(QMP_ANSWER):
+                return await vm.qmp.add_descriptor(descriptor, "screenshot")
+        except trio.TooSlowError:
+            raise TimedOut(f"{vm.name}: QEMU did not answer in {QMP_ANSWER:g} s") from None
+        except QMPError as error:
+            raise Refused(f"{vm.name}: QEMU takes no descriptor: {error}") from error
 
     async def clone(self, name: str, source: Path, target: Path, report: Report) -> None:
         """Copy a disk of a VM that runs to a new image."""
@@ -407,8 +423,16 @@ def _never_came_up(vm: ManagedVm, mode: Mode) -> bool:
     return failed and (before.purpose, before.disk_mib) == (mode.purpose, mode.disk_mib)
 
 
-def _read_picture(picture: Path) -> bytes:
-    """Return what QEMU wrote; where it could have put a link instead, that is not followed."""
-    descriptor = os.open(picture, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    with open(descriptor, "rb") as stream:
-        return stream.read(LARGEST_PICTURE)
+@contextmanager
+def _open_memory() -> Iterator[tuple[int, int]]:
+    """Yield descriptors of new memory, for reading and for writing."""
+    reader = os.memfd_create("screenshot", os.MFD_CLOEXEC)
+    try:
+        # Of a set, QEMU takes the one that is open in the way it asks for (qemu_open).
+        writer = os.open(f"/proc/self/fd/{reader}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            yield reader, writer
+        finally:
+            os.close(writer)
+    finally:
+        os.close(reader)
