@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -24,11 +25,19 @@ def test_names_that_look_like_options_are_names(short_dir: Path) -> None:
         daemon.drop("one", TINY + f"disks: [{disks}]\nshares: []\n")
         daemon.wait_for("one", "running")
 
-        answer = daemon.client.post(
-            vm_path("one", "qmp"), {"execute": "query-named-block-nodes", "arguments": {}}
-        )
-        blocks = answer["return"]
-        opened = {Path(block["file"]).name for block in blocks if block["drv"] == "file"}
+        def ask(command: str) -> list[dict[str, Any]]:
+            asked = {"execute": command, "arguments": {}}
+            answer: list[dict[str, Any]] = daemon.client.post(vm_path("one", "qmp"), asked)[
+                "return"
+            ]
+            return answer
+
+        # Where QEMU is not root it has descriptors, each with the name of its file beside it.
+        sets = {f"/dev/fdset/{it['fdset-id']}": it["fds"] for it in ask("query-fdsets")}
+        files = {name: str(descriptor["opaque"]) for name, [descriptor] in sets.items()}
+        blocks = ask("query-named-block-nodes")
+        named = {block["file"] for block in blocks if block["drv"] == "file"}
+        opened = {Path(files.get(file, file)).name for file in named}
 
         assert opened == set(names)
         assert not any(block["ro"] for block in blocks)
