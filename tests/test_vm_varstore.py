@@ -79,7 +79,7 @@ def test_no_bytes_raise_or_lead_beyond_the_store() -> None:
         has_platform_key(bytes(spoilt))
         read_layout(bytes(spoilt))
     smallest = struct.pack("<HBBIQ16sIII16s", 0x55AA, 0, 0, 0, 0, b"", 0, 0, 0, b"")
-    assert not has_platform_key(flash(smallest * 139_000, size=2**24))
+    assert not has_platform_key(flash(smallest * 69_000, size=2**23))
 
 
 @needs_ovmf

@@ -199,7 +199,8 @@ def _read_template(files: FirmwareFiles) -> bytes:
 def _read(stream: IO[bytes]) -> bytes:
     """Return all of a store; of one that is too large to be any, more than may be in it."""
     stream.seek(0)
-    return stream.read(LARGEST + 1)
+    # A qcow2 image is somewhat larger than what is in it.
+    return stream.read(2 * LARGEST + 1)
 
 
 def _read_flash(stream: IO[bytes]) -> bytes:

@@ -18,8 +18,8 @@ from uuid import UUID
 
 from attrs import frozen
 
-LARGEST = 64 * 2**20
-"""Bytes of the largest store that is looked at; flash for UEFI is 16 MiB at most (edk2, 2026)."""
+LARGEST = 8 * 2**20
+"""Bytes of the largest store: QEMU takes no more flash (hw/i386/pc_sysfw.c, FLASH_SIZE_LIMIT)."""
 
 QCOW2_MAGIC: Final = b"QFI\xfb"
 
