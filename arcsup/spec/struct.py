@@ -20,8 +20,8 @@ R = TypeVar("R", bound=attrs.AttrsInstance)
 MOST_NAMED = 13
 """Keys that a message lists; the VM itself has more."""
 
-MOST_UNKNOWN = 50
-"""Unknown keys of a map that are told one by one: finding the nearest known one takes its time."""
+MOST_HINTS = 50
+"""Unknown keys of a map for which the nearest known one is looked for, which takes its time."""
 
 LONGEST_NAME = 60
 """Characters of a key that a message shows; those that arcsup knows are shorter."""
@@ -142,7 +142,7 @@ class Struct(Generic[S]):
             name = written.text
             if name not in known:
                 unknown += 1
-                problems += self._unknown(written.mark, path, name, unknown)
+                problems.append(self._unknown(written.mark, path, name, unknown))
                 continue
             key = known[name]
             try:
@@ -191,12 +191,10 @@ class Struct(Generic[S]):
                 seen[key.text] = key.mark.line
                 yield key, item
 
-    def _unknown(self, mark: Mark, path: str, name: str, number: int) -> Iterator[Problem]:
-        """Yield what to say of the unknown key that is the ``number``-th of its map."""
-        if number <= MOST_UNKNOWN:
-            yield Problem(mark, join(path, name), f"unknown key, {self._hint(name)}")
-        elif number == MOST_UNKNOWN + 1:
-            yield Problem(mark, path, "more unknown keys follow")
+    def _unknown(self, mark: Mark, path: str, name: str, number: int) -> Problem:
+        """Return what to say of the unknown key that is the ``number``-th of its map."""
+        hint = self._hint(name) if number <= MOST_HINTS else self.reference
+        return Problem(mark, join(path, name), f"unknown key, {hint}")
 
     def _hint(self, name: str) -> str:
         names = {_plain(key.name): key.name for key in self.keys}
