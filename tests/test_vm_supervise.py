@@ -284,7 +284,11 @@ async def test_a_qemu_that_could_not_be_looked_at_for_a_while_is_adopted_after_t
         process.gone.set()
         return process
 
+    async def say_nothing(*_: object) -> None:
+        await trio.sleep_forever()
+
     monkeypatch.setattr(supervise, "find_qemu_process", look)
+    monkeypatch.setattr(supervise, "keep_monitor", say_nothing)
     vm.phase = Phase.DOWN
     host.fleet.workshop.records = RecordStore(host.places.state / "vms")
 
