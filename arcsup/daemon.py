@@ -187,7 +187,7 @@ def _open_workshop(
         iommufd=config.iommufd,
         usb=config.usb,
         boot_id=str(boot_id()),
-        records=RecordStore(places.state / "vms"),
+        records=RecordStore(places.state / "vms", places.run_of),
         tell=tell,
         changed=changed,
         became_ready=became_ready,

@@ -68,7 +68,7 @@ class SmallHost:
             places=self.places,
             machine_id=MACHINE,
             boot_id=BOOT,
-            records=RecordStore(self.places.state / "vms"),
+            records=RecordStore(self.places.state / "vms", self.places.run_of),
             tell=self._tell,
             changed=lambda: None,
             became_ready=lambda _vm, _seconds: None,

@@ -184,3 +184,50 @@ async def test_a_slice_of_an_older_journal_is_of_the_boot_of_its_qemu(tmp_path: 
         await store.save(evolve(record, launch=launch))
         records, _ = RecordStore(tmp_path / "vms").load_all()
         assert [it.boot for it in records[VmName("one")].slices] == [boot]
+
+
+def launched(pid: int) -> Record:
+    qemu = OwnedProcess("qemu", ProcessId("boot", pid, 1))
+    return evolve(record(), launch=Launch("boot", "{}", processes=(qemu,)))
+
+
+async def test_the_runtime_folder_of_a_vm_that_runs_has_a_copy_of_its_record(
+    tmp_path: Path,
+) -> None:
+    store = RecordStore(tmp_path / "vms", lambda name: tmp_path / "run" / name)
+    store.load_all()
+    await store.save(launched(7))
+    assert store.load_copy(VmName("one")) is None  # There is no folder: nothing runs.
+
+    (tmp_path / "run/one").mkdir(parents=True)
+    await store.save(launched(7))
+    assert store.load_copy(VmName("one")) == launched(7)
+
+    # What is said of another QEMU, or of none, is not said of the one that runs.
+    await store.save_uncopied(launched(8))
+    await store.save(record())
+    assert store.load_copy(VmName("one")) == launched(7)
+    assert store.load_all()[0] == {VmName("one"): record()}
+
+
+async def test_a_copy_that_cannot_be_written_tells_nothing_old(tmp_path: Path) -> None:
+    folder = tmp_path / "run/one"
+    folder.mkdir(parents=True)
+    store = RecordStore(tmp_path / "vms", lambda name: tmp_path / "run" / name)
+    store.load_all()
+    await store.save(launched(7))
+    (folder / ".record.json.arcsup").mkdir()
+
+    await store.save(launched(8))
+
+    assert store.load_copy(VmName("one")) is None
+
+
+async def test_a_copy_that_is_no_record_is_told(tmp_path: Path) -> None:
+    folder = tmp_path / "run/one"
+    folder.mkdir(parents=True)
+    (folder / "record.json").write_text("{")
+    store = RecordStore(tmp_path / "vms", lambda name: tmp_path / "run" / name)
+
+    with pytest.raises(Terminal, match="cannot be read"):
+        store.load_copy(VmName("one"))

@@ -3,9 +3,17 @@
 One JSON file per VM in STATE/vms, replaced atomically and fsynced *before* the deed that it
 tells of, so that after a crash at any instruction the next daemon finds every process that is
 ours, finishes or undoes what was half done, and never starts a second QEMU for a VM.
+
+While a QEMU runs, its VM's runtime folder has a copy. The state directory may lose a record, or get
+an older one back from a backup; the runtime folder goes with the host's boot, as every QEMU does.
+Nothing is decided by the copy: who adopts that QEMU, or cleans up after it, learns from it what it
+has.
 """
 
 import json
+import logging
+from collections.abc import Callable
+from contextlib import suppress
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -28,6 +36,8 @@ from arcsup.plan.restart import Budget
 from arcsup.vm.chains import ChainStore
 from arcsup.vm.loans import Loan
 from arcsup.vm.process import ProcessId
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 """Version of the file's layout; a newer one is refused rather than misread."""
@@ -133,6 +143,9 @@ FRESH: dict[str, Any] = {"failure": None, "halted": "", "budget": Budget(), "ret
 _converter = make_converter(forbid_extra_keys=True)
 
 
+COPY = "record.json"
+"""The name of the copy in the runtime folder, which only the daemon's user can enter."""
+
 WHAT_TO_DO = (
     "it tells which QEMU belongs to the VM: end that QEMU, then remove the file,"
     " and start the daemon again"
@@ -145,11 +158,13 @@ class RecordStore:
 
     ``known`` is what is on disk; ``chains`` what images build upon. ``lending`` is held while
     files change owners, which two VMs may share, and ``chains`` is used; ``choosing`` while one of
-    them takes a user that nobody else may have.
+    them takes a user that nobody else may have. ``run_of`` returns a VM's runtime folder, for the
+    copies; None keeps none.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, run_of: Callable[[str], Path] | None = None) -> None:
         self.known: dict[VmName, Record] = {}
+        self._run_of = run_of
         self.lending = trio.Lock()
         self.choosing = trio.Lock()
         self._directory = directory
@@ -200,8 +215,28 @@ class RecordStore:
 
     async def save(self, record: Record) -> None:
         """Make ``record`` durable. Raises NotRecorded when the disk refuses."""
-        await self._in_turn(record.name, partial(_write, self.path_of(record.name), record))
+        copy = None
+        if record.launch is not None and self._run_of is not None:
+            copy = self._run_of(record.name) / COPY
+        await self._save(record, copy)
+
+    async def save_uncopied(self, record: Record) -> None:
+        """Do the same where another QEMU runs than the record tells of: the copy is that one's."""
+        await self._save(record, None)
+
+    async def _save(self, record: Record, copy: Path | None) -> None:
+        write = partial(_write_with_copy, self.path_of(record.name), copy, record)
+        await self._in_turn(record.name, write)
         self.known[record.name] = record
+
+    def load_copy(self, name: VmName) -> Record | None:
+        """Return what the VM's runtime folder tells of its launch, None for nothing. Blocks.
+
+        Raises Terminal where it cannot be read.
+        """
+        if self._run_of is None or not (copy := self._run_of(name) / COPY).exists():
+            return None
+        return _read(copy)
 
     async def remove(self, name: VmName) -> None:
         """Forget a VM durably. Raises NotRecorded when the disk refuses."""
@@ -244,6 +279,9 @@ class ReadOnlyRecords(RecordStore):
     async def save(self, record: Record) -> None:
         """Keep nothing."""
 
+    async def save_uncopied(self, record: Record) -> None:
+        """Keep nothing."""
+
     async def remove(self, name: VmName) -> None:
         """Remove nothing."""
 
@@ -276,6 +314,26 @@ def _with_boots(record: Record) -> Record:
 
 def _write(path: Path, record: Record) -> None:
     _replace(path, json.dumps(_converter.unstructure(record), indent=1))
+
+
+def _write_with_copy(path: Path, copy: Path | None, record: Record) -> None:
+    _write(path, record)
+    if copy is not None and copy.parent.is_dir():
+        _write_copy(copy, record)
+
+
+def _write_copy(copy: Path, record: Record) -> None:
+    """Have the copy tell what the record does, or nothing: an older one would be believed."""
+    new = copy.with_name(f".{copy.name}.arcsup")
+    try:
+        # Not synced: it ends with the host's boot.
+        new.write_text(json.dumps(_converter.unstructure(record)))
+        new.replace(copy)
+    except OSError as error:
+        logger.warning("%s: %s", copy, error.strerror, extra={"VM": record.name})
+        for stale in (new, copy):
+            with suppress(OSError):  # Then the folder is gone, or cannot be written by anybody.
+                stale.unlink(missing_ok=True)
 
 
 def _replace(path: Path, content: str) -> None:
