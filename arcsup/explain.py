@@ -8,9 +8,10 @@ from arcsup.fleet import View
 from arcsup.model import State, VmName, VmStatus, Why, WhyLink
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
-from arcsup.plan.plan import judge
+from arcsup.plan.plan import Seen, judge
 from arcsup.show import in_words, show_vm
 from arcsup.vm.managed import ManagedVm
+from arcsup.vm.strays import Stray, what_to_do
 
 _WITH_QEMU = frozenset({State.STARTING, State.RUNNING, State.PAUSED, State.STOPPING})
 
@@ -35,6 +36,8 @@ def _as_desired(status: VmStatus, view: View) -> bool:
         return False
     if status.name not in view.wanted or not all(it.is_well for it in status.conditions):
         return False
+    if view.seen.get(status.name, Seen()).unrecorded:
+        return False
     verdict = judge(status.name, view.wanted, view.seen, view.host, view.now)
     if status.state is State.FAILED:
         return False
@@ -50,11 +53,13 @@ def _links(status: VmStatus, around: _Around, *, seen: frozenset[VmName]) -> Ite
         what=f"{status.name} is {status.state}",
         because=_because(status),
         since=status.since,
-        next_action=_next_action(status),
+        next_action=_next_action(status) if vm is None or vm.unrecorded is None else "",
         at=status.next_try,
     )
     if vm is None:
         return
+    if vm.unrecorded is not None:
+        yield _tell_stray(vm.name, vm.unrecorded)
     yield from _faults(vm)
     last = vm.record.last_exit
     if status.state in (State.BACKOFF, State.FAILED) and last is not None:
@@ -68,6 +73,17 @@ def _links(status: VmStatus, around: _Around, *, seen: frozenset[VmName]) -> Ite
         if not condition.is_well
     )
     yield from _predecessors(vm, around, seen=seen | {vm.name})
+
+
+def _tell_stray(name: VmName, stray: Stray) -> WhyLink:
+    how = "by the lock that it has" if stray.has_lock else "by its user and its command line"
+    lost = "the record was lost, or an older one was put back"
+    return WhyLink(
+        what=f"{stray.program or 'a process that cannot be seen'} is in the way",
+        because=f"it was found {how}; no record tells of it: {lost}",
+        since=stray.since,
+        next_action=what_to_do(name, stray),
+    )
 
 
 def _because(status: VmStatus) -> str:

@@ -4,6 +4,7 @@ Three sources meet here and nowhere else: the directory of VM files, the records
 QEMU processes. ``look`` turns them into the values that the planner takes.
 """
 
+import json
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from attrs import Factory, define, evolve, field, frozen
 
 from arcsup.allocation import Allocation
 from arcsup.card_state import describe_stuck
-from arcsup.errors import NoSuchObject, Refused
+from arcsup.errors import NoSuchObject, Refused, Terminal
 from arcsup.events.dirty import Bell
 from arcsup.host.memory import observe_available_memory
 from arcsup.host.slices import is_stuck, without_earlier_boots
@@ -36,14 +37,15 @@ from arcsup.spec.directory import (
     read_directory,
 )
 from arcsup.spec.faults import Fault
-from arcsup.spec.native import differences, read_vm
+from arcsup.spec.identity import derive_uuid
+from arcsup.spec.native import differences, read_vm, vm_to_native
 from arcsup.spec.together import find_shared
 from arcsup.unattended.store import AnswerStore
 from arcsup.vm.live_gpus import wants_change
 from arcsup.vm.managed import ManagedVm, Workshop
 from arcsup.vm.record import WHAT_TO_DO, Record, Source
 from arcsup.vm.run_room import tell_lack_of_room
-from arcsup.vm.strays import describe_holder, find_holders, is_held
+from arcsup.vm.strays import Stray, what_to_do
 from arcsup.vm.usb import UsbRequests, find_usb_awaited
 
 
@@ -89,8 +91,8 @@ class Fleet:
     answers: AnswerStore = field(
         default=Factory(lambda it: AnswerStore(it.workshop.places.answers), takes_self=True)
     )
-    unrecorded: set[VmName] = field(factory=set)
-    """VMs without file and record of which a QEMU was found when the daemon began."""
+    unrecorded: dict[VmName, tuple[Stray, ...]] = field(factory=dict)
+    """QEMUs that no record tells of, and that no VM here waits for."""
     held: str = ""
     """Why the VM directory is not believed although it can be read; "" when it is."""
     memory: Callable[[], MiB | None] = observe_available_memory
@@ -133,11 +135,12 @@ class Fleet:
                 yield self.snapshot.reason
             yield from map(str, self.snapshot.findings)
         yield from self.unreadable.values()
-        places = self.workshop.places
-        yield from tell_lack_of_room(places, self.vms)
-        for fileless in sorted(it for it in self.unrecorded if is_held(places, it)):
-            who = describe_holder(find_holders(places, fileless))
-            yield f"{fileless}: {who}, nor has it a VM file: end that process"
+        yield from tell_lack_of_room(self.workshop.places, self.vms)
+        for vm in self.vms.values():
+            if vm.unrecorded is not None:
+                yield f"{vm.name}: {vm.unrecorded}; {what_to_do(vm.name, vm.unrecorded)}"
+        for whose, strays in sorted(self.unrecorded.items()):
+            yield from (f"{whose}: {it}: end that process" for it in strays if it.is_there())
         yield from map(describe_stuck, sorted(unanswered_writes()))
         for name, because in sorted(self.allocation.losses.lost().items()):
             yield f"{name} is lost: {because}; `arcsup gpu unquarantine {name}` tries it again"
@@ -167,6 +170,30 @@ class Fleet:
                 record = evolve(record, mode=NORMAL)
             self.vms[record.name] = ManagedVm(record, parsed.vm)
             self._last_good[record.name] = parsed.vm
+
+    def take_in_unrecorded(self, name: VmName) -> ManagedVm | None:
+        """Take in a VM that has neither file nor record, for its QEMU; it is forgotten after that.
+
+        Its definition is that of the record's copy in the runtime folder, where that is left.
+        None where there is a record, which cannot be read.
+        """
+        if name in self.unreadable:
+            return None
+        workshop = self.workshop
+        vm = Vm(name=name, uuid=derive_uuid(workshop.machine_id, name), autostart=False)
+        file = workshop.places.vms / f"{name}.yaml"
+        source = Source(str(file), json.dumps(vm_to_native(vm)), "")
+        try:
+            copy = workshop.records.load_copy(name)
+        except Terminal as error:
+            workshop.tell(name, "trouble", error.message)
+            copy = None
+        if copy is not None:
+            parsed = read_vm(copy.source.text, Path(copy.source.file), workshop.machine_id)
+            if parsed.vm is not None and parsed.vm.name == name:
+                vm, source = parsed.vm, copy.source
+        self.vms[name] = ManagedVm(Record(name, source, transient=True), vm)
+        return self.vms[name]
 
     # --- files -----------------------------------------------------------------------------------
 
@@ -216,14 +243,17 @@ class Fleet:
         source = Source(str(entry.file), entry.text, entry.digest)
         managed = self.vms.get(vm.name)
         if managed is None:
-            managed = self.vms[vm.name] = ManagedVm(Record(vm.name, source), vm)
+            managed = ManagedVm(Record(vm.name, source), vm)
+            self.vms[vm.name] = managed
             nursery.start_soon(partial(managed.save, self.workshop))
         faults = tuple(map(str, entry.faults))
         if faults != managed.faults:
             managed.faults = faults
             for fault in faults:
                 self.workshop.tell(vm.name, "file-invalid", fault)
-        if entry.vm is None or managed.record.source == source:
+        # One without a file that comes back with it as it was stops being transient.
+        is_known = managed.record.source == source and not managed.record.transient
+        if entry.vm is None or is_known:
             return
         managed.asked = vm
         changes: dict[str, object] = {"source": source, "transient": False}
@@ -330,7 +360,7 @@ class Fleet:
             to_be_killed=self._want(vm).intent is Intent.KILL,
             differs=_differences(vm),
             retry_at=vm.record.retry_at if current else None,
-            unrecorded=vm.unrecorded or "",
+            unrecorded="" if vm.unrecorded is None else str(vm.unrecorded),
             awaits=self._find_awaited(vm, strays) if vm.phase is Phase.DOWN else "",
             holds_devices=any(not owned.adopted for owned in vm.record.slices),
             hoards=vm.phase is Phase.DOWN and self.allocation.is_hoarding(vm),

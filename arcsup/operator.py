@@ -40,6 +40,8 @@ from arcsup.vm.managed import ManagedVm, StopOrder
 from arcsup.vm.modes import check_mode
 from arcsup.vm.qemu_img import Report
 from arcsup.vm.record import FRESH
+from arcsup.vm.strays import what_to_do
+from arcsup.vm.unrecorded import adopt
 
 QMP_ANSWER = 30.0
 """Seconds an operator's QMP command may take."""
@@ -147,6 +149,7 @@ class Operator:
         Raises Refused when it is up already in another mode.
         """
         vm = self.fleet.find(name)
+        self._check_not_placeholder(vm)
         self._check_mode(mode, vm.asked, vm.file)
         words = "".join(f" --{word}" for word in mode.words)
         if vm.phase is Phase.STOPPING or (vm.order is not None and vm.phase is not Phase.DOWN):
@@ -227,9 +230,28 @@ class Operator:
         _end_unrecorded(vm)
         await self._want(vm, Intent.KILL, "asked to kill it", mode=_mode_until_down(vm), save=False)
 
+    async def adopt(self, name: str) -> None:
+        """Go on with a QEMU that no record tells of, and want the VM to run.
+
+        Raises Refused where there is none, or nothing tells what it has.
+        """
+        await adopt(self.fleet.find(name), self.fleet.workshop)
+        self.fleet.workshop.tell(VmName(name), "adopt", "the operator asked to adopt its QEMU")
+        self.reconciler.dirty.mark("operator")
+        self.fleet.workshop.changed()
+
+    def _check_not_placeholder(self, vm: ManagedVm) -> None:
+        """Raise Refused for a VM that is only known by its QEMU: nothing would start after that."""
+        if vm.unrecorded is not None and not self.fleet.is_wanted(vm):
+            raise Refused(
+                f"{vm.name} has no VM file, and {vm.unrecorded}",
+                what_to_do(vm.name, vm.unrecorded),
+            )
+
     async def restart(self, name: str) -> None:
         """Stop as ``stop`` does, then start with the file as it is now, in no mode."""
         vm = self.fleet.find(name)
+        self._check_not_placeholder(vm)
         vm.restarted_from = vm.starts
         intent = Intent.RUN if vm.phase is Phase.DOWN else Intent.RESTART
         await self._want(vm, intent, "asked to restart it", fresh=True, mode=NORMAL)
@@ -406,8 +428,13 @@ class Operator:
 
 
 def _end_unrecorded(vm: ManagedVm) -> None:
-    """Order the end of a QEMU that no record tells of: nobody can ask its guest."""
+    """Order the end of a QEMU that no record tells of: nobody can ask its guest.
+
+    Raises Refused for another program that was handed the lock, and for what cannot be seen.
+    """
     if vm.unrecorded is not None:
+        if not vm.unrecorded.is_qemu:
+            raise Refused(f"{vm.name}: {vm.unrecorded}", what_to_do(vm.name, vm.unrecorded))
         vm.give_order(StopOrder("the operator asked to end it", hard=True))
 
 

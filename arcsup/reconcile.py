@@ -39,14 +39,16 @@ from arcsup.vm.live_gpus import change_gpus, note_awaited
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.media import change_media
 from arcsup.vm.slices import find_lost_slices, release_slices
-from arcsup.vm.strays import names_held
+from arcsup.vm.strays import LockHeld, find_strays, hold_for_removal
 from arcsup.vm.supervise import (
     begin,
+    is_gone,
     remove_leftovers,
     resume_vm,
     supervise,
     watch_unrecorded,
 )
+from arcsup.vm.unrecorded import seek
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +81,8 @@ class Reconciler:
     reading: ReadingSocket | None = None
     ending: bool = False
     """The daemon is about to end: nothing is started any more."""
+    look_for_strays: bool = True
+    """Whether QEMUs that no record tells of are still to be looked for."""
     files_read: trio.Event = field(factory=trio.Event)
     """Set once the VM directory was looked at: who asks before would be told of too few VMs."""
     last_pass: float = field(factory=time.monotonic)
@@ -156,9 +160,16 @@ class Reconciler:
         view = await self._look_at_devices(reasons)
         for action in plan(view.wanted, view.seen, view.host, view.now):
             await self._carry_out(action)
-        self.fleet.answers.remove_stale(vm.record.mode for vm in self.fleet.vms.values())
+        self._remove_stale_answers()
         await self._remove_leftovers()
         await self._record_what_was_not()
+
+    def _remove_stale_answers(self) -> None:
+        """Remove what no run's mode names, but nothing of VMs of which a record may be lost."""
+        fleet = self.fleet
+        unknown = {vm.name for vm in fleet.vms.values() if vm.unrecorded is not None}
+        unknown |= {*fleet.unrecorded, *fleet.unreadable}
+        fleet.answers.remove_stale((vm.record.mode for vm in fleet.vms.values()), spared=unknown)
 
     async def _remove_leftovers(self) -> None:
         for vm in list(self.fleet.vms.values()):
@@ -168,10 +179,26 @@ class Reconciler:
                     await remove_leftovers(vm, self.fleet.workshop)
 
     def _watch_unrecorded(self) -> None:
-        """Watch the QEMUs found at the start that no record tells of, as their VMs get known."""
-        for name in [name for name in self.fleet.unrecorded if name in self.fleet.vms]:
-            self.fleet.unrecorded.remove(name)
-            self.nursery.start_soon(watch_unrecorded, self.fleet.vms[name], self.fleet.workshop)
+        """Look for QEMUs that no record tells of, and watch them, if that has not been done.
+
+        Once, with the files read: what this daemon starts is in a record before it begins.
+        """
+        if not self.look_for_strays:
+            return
+        fleet = self.fleet
+        strays = find_strays(seek(fleet.workshop, *fleet.vms.values()))
+        self.look_for_strays = False
+        for name, found in strays.items():
+            vm = fleet.vms.get(name) or fleet.take_in_unrecorded(name)
+            if vm is not None and is_gone(vm.record.launch, fleet.workshop.boot_id):
+                continue  # Whoever takes up that launch looks for another QEMU first.
+            if vm is None or vm.phase is not Phase.DOWN:
+                # A record that cannot be read, or two QEMUs of an older version's making.
+                fleet.unrecorded[name] = found
+            elif vm.unrecorded is None:
+                # At once: the VM must not be started before that task has its turn.
+                vm.unrecorded = found[0]
+                self.nursery.start_soon(watch_unrecorded, vm, fleet.workshop, found[0])
 
     def _stop_who_must_end(self) -> None:
         view = self.fleet.look()
@@ -311,7 +338,14 @@ class Reconciler:
         # While other actions were carried out, or the record is removed, it may be asked for again.
         if self.fleet.is_wanted(vm):
             return
-        await self.fleet.workshop.records.remove(vm.name)
+        workshop = self.fleet.workshop
+        try:
+            with hold_for_removal(workshop.places, vm.name):
+                await workshop.records.remove(vm.name)
+        except LockHeld:
+            # Without its record, what that QEMU has would be lost.
+            self.nursery.start_soon(watch_unrecorded, vm, workshop)
+            return
         if self.fleet.is_wanted(vm):
             return
         del self.fleet.vms[vm.name]
@@ -324,13 +358,9 @@ class Reconciler:
     def adopt_all(self) -> None:
         """Take over every QEMU that an earlier daemon left."""
         workshop = self.fleet.workshop
-        self.fleet.unrecorded = set(names_held(workshop.places))
         for vm in self.fleet.vms.values():
-            if vm.record.launch is None:
-                continue
-            # Who does not find the QEMU that its record names sees to the lock itself.
-            self.fleet.unrecorded.discard(vm.name)
-            self.nursery.start_soon(resume_vm, vm, workshop, self.metrics.count_adopted)
+            if vm.record.launch is not None:
+                self.nursery.start_soon(resume_vm, vm, workshop, self.metrics.count_adopted)
 
 
 def choose_accounts(config: Config, machine: str) -> Accounts:

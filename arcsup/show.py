@@ -19,6 +19,7 @@ from arcsup.plan.plan import Seen, Verdict, judge, needs_restart, show_state
 from arcsup.vm.displays import DISPLAY_SOCKET, find_viewing
 from arcsup.vm.managed import ManagedVm
 from arcsup.vm.slices import requests_by_slot
+from arcsup.vm.strays import what_to_do
 
 
 def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
@@ -35,7 +36,7 @@ def show_vm(vm: ManagedVm, view: View, places: Places) -> VmStatus:
         state=state,
         reason=_reason(vm, state, verdict, pending),
         since=vm.since,
-        pid=vm.process.pid if vm.process else None,
+        pid=_find_pid(vm),
         restarts=vm.record.restarts,
         gpus=_show_slices(vm),
         file=vm.record.source.file,
@@ -128,13 +129,27 @@ def _reason(vm: ManagedVm, state: State, verdict: Verdict, pending: tuple[str, .
         case State.BACKOFF:
             return f"{in_words(vm.record.last_exit)}; {verdict.blocked}"
         case State.WAITING:
-            return vm.unrecorded or verdict.blocked or "about to start"
+            return _describe_stray(vm) or verdict.blocked or "about to start"
         case State.STOPPED:
             return verdict.because
         case State.FAILED:
             return vm.record.failure.because if vm.record.failure else verdict.because
         case State.STARTING | State.STOPPING | State.PAUSED:
             return "; ".join(filter(None, (vm.reason or verdict.because, _trouble(vm))))
+
+
+def _find_pid(vm: ManagedVm) -> int | None:
+    if vm.process is not None:
+        return vm.process.pid
+    return vm.unrecorded.pid if vm.unrecorded is not None and vm.unrecorded.is_qemu else None
+
+
+def _describe_stray(vm: ManagedVm) -> str:
+    if vm.unrecorded is None:
+        return ""
+    return "; ".join(
+        filter(None, (str(vm.unrecorded), _trouble(vm), what_to_do(vm.name, vm.unrecorded)))
+    )
 
 
 def _trouble(vm: ManagedVm) -> str:

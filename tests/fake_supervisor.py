@@ -221,6 +221,9 @@ class FakeSupervisor:
     async def kill(self, name: str) -> None:
         await self._act("kill", name, State.STOPPED)
 
+    async def adopt(self, name: str) -> None:
+        await self._act("adopt", name, State.RUNNING)
+
     async def restart(self, name: str) -> None:
         await self._act("restart", name, State.RUNNING)
 

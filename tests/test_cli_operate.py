@@ -43,6 +43,7 @@ def cli(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Cli]:
         ("stop", "stopped"),
         ("kill", "stopped"),
         ("restart", "running"),
+        ("adopt", "running"),
         ("reset", "running"),
         ("pause", "paused"),
         ("resume", "running"),

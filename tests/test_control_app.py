@@ -98,6 +98,7 @@ def test_vms_are_an_array(asker: Asker) -> None:
         ("stop", "stopped"),
         ("kill", "stopped"),
         ("restart", "running"),
+        ("adopt", "running"),
         ("reset", "running"),
         ("pause", "paused"),
         ("resume", "running"),
@@ -112,7 +113,7 @@ def test_a_command_without_wait_is_accepted(
     assert supervisor.calls == [(verb, "web")]
 
 
-@pytest.mark.parametrize("verb", ["start", "stop", "kill", "restart"])
+@pytest.mark.parametrize("verb", ["start", "stop", "kill", "adopt", "restart"])
 def test_a_command_with_wait_answers_when_it_is_done(verb: str, asker: Asker) -> None:
     status, vm = asker.ask("POST", f"/v1/vms/web/{verb}?wait=5")
 

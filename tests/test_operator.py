@@ -11,20 +11,21 @@ import trio.testing
 import arcsup.operator
 from arcsup.control.events import EventLog
 from arcsup.control.metrics import Metrics
-from arcsup.errors import NotRecorded, TimedOut
+from arcsup.errors import NoSuchObject, NotRecorded, Refused, TimedOut
 from arcsup.events.dirty import Dirty
 from arcsup.fleet import View
 from arcsup.model import ConditionType, State, VmName, VmStatus
 from arcsup.operator import Operator
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Phase
-from arcsup.plan.plan import Intent, StartVm
+from arcsup.plan.plan import ForgetVm, Intent, StartVm
 from arcsup.reconcile import Reconciler
 from arcsup.show import show_vm
 from arcsup.vf_journal import VfJournal
 from arcsup.virtual_functions import VfKeeper
 from arcsup.vm.managed import ManagedVm, StopOrder
 from arcsup.vm.record import Launch, Record
+from arcsup.vm.strays import Stray, vm_lock
 from arcsup.vm.supervise import resume_vm
 from tests.small_host import BOOT, SmallHost
 
@@ -217,3 +218,46 @@ async def test_a_start_that_is_undone_leaves_nothing_to_save(host: SmallHost) ->
 
     assert "undone" in host.told
     assert (vm.record.launch, vm.record.save) == (None, False)
+
+
+async def test_a_record_stays_while_somebody_has_its_vms_lock(host: SmallHost) -> None:
+    host.drop("other", "memory: 64\n")
+    (host.places.vms / "web.yaml").unlink()
+    host.open()
+    await host.fleet.read_files()
+    vm, records = host.fleet.vms[WEB], host.fleet.workshop.records
+    forget = ForgetVm(WEB, "its file was removed")
+
+    async with operating(host) as operator:
+        with vm_lock(host.places, WEB):
+            await operator.reconciler._carry_out(forget)
+            assert records.load_all()[0][WEB] == vm.record
+            assert WEB in host.fleet.vms
+        await operator.reconciler._carry_out(forget)
+
+    assert WEB not in records.load_all()[0]
+    assert WEB not in host.fleet.vms
+
+
+async def test_nothing_is_adopted_where_nothing_was_lost(host: SmallHost) -> None:
+    async with operating(host) as operator:
+        with pytest.raises(Refused, match="no QEMU of web runs that no record tells of"):
+            await operator.adopt("web")
+        with pytest.raises(NoSuchObject):
+            await operator.adopt("other")
+
+
+async def test_what_was_told_to_an_installer_stays_for_a_vm_whose_record_was_lost(
+    host: SmallHost,
+) -> None:
+    answers = host.fleet.answers
+    for name in ("web", "other", "unreadable"):
+        (answers.folder / f"{name}-0123").mkdir(parents=True)
+    host.fleet.vms[WEB].unrecorded = Stray()
+    host.fleet.unreadable[VmName("unreadable")] = "it cannot be read"
+
+    async with operating(host) as operator:
+        operator.reconciler._remove_stale_answers()
+
+    left = {place.name for place in answers.folder.iterdir()}
+    assert left == {"web-0123", "unreadable-0123"}

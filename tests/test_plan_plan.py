@@ -153,6 +153,19 @@ def test_gpus_come_to_a_vm_that_runs_and_is_to_run_on() -> None:
     assert [type(action) for action in stopped] == [StopVm]
 
 
+def test_while_a_qemu_runs_that_no_record_tells_of_nothing_of_its_vm_is_touched() -> None:
+    unrecorded = Seen(unrecorded="QEMU 7 has the VM's lock", holds_devices=True, hoards=True)
+    wanted, stopped = {A: Wanted(vm(A))}, {A: Wanted(vm(A), intent=Intent.STOP)}
+
+    for wishes in (wanted, stopped, {}):
+        assert plan(wishes, {A: unrecorded}, ROOMY, NOW) == ()
+    verdict = judge(A, wanted, {A: unrecorded}, ROOMY, NOW)
+    assert verdict.blocked == "QEMU 7 has the VM's lock"
+    for failed in (False, True):
+        state = show_state(verdict, unrecorded, faulty=False, failed=failed, now=NOW)
+        assert state is State.WAITING
+
+
 def test_only_what_a_running_vm_cannot_take_on_is_pending() -> None:
     keys = ("autostart", "cdroms", "cdroms[0]", "hooks.preStop[0]", "memory", "restart.burst")
 
@@ -198,6 +211,7 @@ seen_worlds = st.dictionaries(
         differs=st.sets(st.sampled_from(["memory", "cdroms[0]", "stop.timeout"])).map(tuple),
         retry_at=st.none() | st.floats(NOW - 5, NOW + 5),
         awaits=st.sampled_from(["", "", "a device"]),
+        unrecorded=st.sampled_from(["", "", "QEMU 7 has the VM's lock"]),
         holds_devices=st.booleans(),
         hoards=st.booleans(),
         releasing=st.booleans(),
@@ -269,6 +283,7 @@ def test_no_vm_starts_that_is_up_unwanted_blocked_or_before_its_time(
         assert not want.halted
         assert not it.awaits
         assert not it.releasing
+        assert not it.unrecorded
         assert it.retry_at is None or it.retry_at <= NOW
         assert all(seen[other].phase is Phase.RUNNING for other in want.vm.after)
 
@@ -281,6 +296,7 @@ def test_nothing_wanted_is_forgotten_and_nothing_up_is_forgotten(
         if isinstance(action, ForgetVm):
             assert action.name not in wanted
             assert seen[action.name].phase is Phase.DOWN
+            assert not seen[action.name].unrecorded
 
 
 @given(wanted_worlds(), seen_worlds, hosts)
@@ -290,6 +306,7 @@ def test_devices_are_given_back_only_by_a_vm_that_is_down_and_stays_down(
     for action in plan(wanted, seen, host, NOW):
         if isinstance(action, ReleaseDevices):
             assert seen[action.name].phase is Phase.DOWN
+            assert not seen[action.name].unrecorded
             verdict, it = judge(action.name, wanted, seen, host, NOW), seen[action.name]
             assert not verdict.up or (it.hoards and verdict.blocked)
 

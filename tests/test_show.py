@@ -29,7 +29,9 @@ from arcsup.plan.lifecycle import Phase
 from arcsup.plan.plan import HostSeen, Intent, Seen, Wanted
 from arcsup.show import in_words, show_bad_file, show_vm
 from arcsup.vm.managed import ManagedVm
+from arcsup.vm.process import ProcessId
 from arcsup.vm.record import Failure, Record, Source
+from arcsup.vm.strays import Stray
 
 NAME = VmName("web")
 FILE = "/etc/arcsup/vms/web.yaml"
@@ -222,6 +224,26 @@ def test_the_chain_of_a_failed_vm_leads_to_its_end_and_to_what_can_be_done() -> 
     assert first.what == "web is failed"
     assert first.next_action == f"arcsup clear web, or change {FILE}"
     assert (last.what, last.because) == ("its QEMU ended", "crash (signal 9)")
+
+
+@pytest.mark.parametrize("has_file", [True, False])
+def test_a_qemu_that_no_record_tells_of_is_told_with_what_to_do(has_file: bool) -> None:
+    vm = managed(failure=Failure("it crashed too often", "d"))
+    vm.unrecorded = Stray(ProcessId("boot", 7, 1), "process 7 (qemu)", True, since=CRASH.at)
+    world = view(vm, Seen(unrecorded=str(vm.unrecorded)))
+    world = world if has_file else evolve(world, wanted={})
+
+    shown = show_vm(vm, world, PLACES)
+    why = explain(shown, {NAME: vm}, world, PLACES)
+
+    assert (shown.state, shown.pid) == (State.WAITING, 7)
+    assert "QEMU 7 has the VM's lock" in shown.reason
+    assert "`arcsup adopt web`" in shown.reason
+    assert not why.as_desired
+    head, link = why.chain[:2]
+    assert head.next_action == ""
+    assert (link.what, link.since) == ("process 7 (qemu) is in the way", CRASH.at)
+    assert "`arcsup stop web` or `kill` ends it" in link.next_action
 
 
 def test_the_chain_of_a_vm_that_never_had_a_qemu_says_its_cause_once() -> None:

@@ -16,10 +16,11 @@ from arcsup.model import ExitClass, Vm, VmName
 from arcsup.places import Places
 from arcsup.plan.lifecycle import Evidence, Phase, Step
 from arcsup.spec.native import vm_to_native
-from arcsup.vm import supervise
+from arcsup.vm import supervise, unrecorded
 from arcsup.vm.managed import ManagedVm, StopOrder, Workshop
 from arcsup.vm.process import Process, ProcessEnd, ProcessId
 from arcsup.vm.record import Launch, Record, RecordStore
+from arcsup.vm.strays import Stray
 from tests.small_host import BOOT, SmallHost, small_host_with_web
 
 
@@ -324,22 +325,24 @@ async def test_how_a_qemu_ended_is_not_lost_when_the_kernel_log_cannot_be_read_a
 async def test_a_qemu_without_a_record_is_not_over_because_nobody_could_look(
     autojump_clock: MockClock, host: SmallHost, vm: ManagedVm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    answers: list[bool | OSError] = [True, OSError(errno.EMFILE, "Too many open files"), True]
+    unseen = OSError(errno.EMFILE, "Too many open files")
+    answers: list[Stray | OSError | None] = [Stray(), unseen, unseen, Stray(), None]
     asked = list[str]()
 
-    def look(*_: object) -> bool:
-        asked.append(vm.unrecorded or "")
-        answer = answers.pop(0) if answers else False
+    def look(*_: object) -> Stray | None:
+        asked.append(str(vm.unrecorded or ""))
+        answer = answers.pop(0)
         if isinstance(answer, OSError):
             raise answer
         return answer
 
-    monkeypatch.setattr(supervise, "is_held", look)
+    monkeypatch.setattr(unrecorded, "find_stray", look)
     vm.phase = Phase.DOWN
     vm.record = evolve(vm.record, launch=None)
 
     await supervise.watch_unrecorded(vm, host.fleet.workshop)
 
-    assert all("no record tells of it" in what for what in asked[:4])
+    assert not answers
+    assert all("no record tells of it" in what for what in asked[1:])
     assert vm.unrecorded is None
-    assert host.told == ["unrecorded", "unrecorded-ended"]
+    assert host.told == ["unrecorded", "trouble", "unrecorded-ended"]

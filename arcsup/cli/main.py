@@ -28,6 +28,7 @@ VERBS: dict[str, dict[str, str]] = {
         "stop": "arcsup.cli.operate:stop",
         "kill": "arcsup.cli.operate:kill",
         "restart": "arcsup.cli.operate:restart",
+        "adopt": "arcsup.cli.operate:adopt",
         "reset": "arcsup.cli.operate:reset",
         "pause": "arcsup.cli.operate:pause",
         "resume": "arcsup.cli.operate:resume",

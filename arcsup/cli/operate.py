@@ -1,4 +1,4 @@
-"""Verbs that change what a VM does: stop, kill, restart, reset, pause, resume, clear, wait.
+"""Verbs that change what a VM does: stop, kill, adopt, restart, reset, pause, resume, clear, wait.
 
 They differ in one word on the socket and in their help; factories make them.
 """
@@ -122,6 +122,21 @@ kill = _make_settling(
     \b
     Example:
       arcsup kill web
+    """,
+)
+adopt = _make_settling(
+    "adopt",
+    """Go on with a QEMU that the daemon does not know any more.
+
+    When the state directory has lost a VM's record, or got an older one back from a backup, the
+    VM's QEMU runs on, and no second one is started: the VM is `waiting`, and `arcsup why` tells the
+    process. This takes it over as it is, with its devices, and supervises it again; the guest
+    notices nothing. It is refused (exit code 6) when the QEMU's monitor does not answer, or nothing
+    tells any more what it has; then `arcsup stop` or `arcsup kill` ends it.
+
+    \b
+    Example:
+      arcsup adopt web
     """,
 )
 restart = _make_settling(

@@ -281,6 +281,7 @@ class Control:
         supervisor = self._supervisor
         settling = {
             "kill": (supervisor.kill, "Pull the plug; stays stopped"),
+            "adopt": (supervisor.adopt, "Go on with a QEMU of it that no record tells of"),
             "restart": (supervisor.restart, "Stop, then start with the file as it is now"),
         }
         immediate = {

@@ -105,6 +105,10 @@ class Supervisor(Protocol):
         """Pull the plug and want the VM to be stopped, durably."""
         ...
 
+    async def adopt(self, name: str) -> None:
+        """Go on with a QEMU of it that no record tells of. Refused where there is none."""
+        ...
+
     async def restart(self, name: str) -> None:
         """Stop as ``stop`` does, then start with the file as it is now."""
         ...
@@ -150,7 +154,7 @@ class Supervisor(Protocol):
         ...
 
     async def settle(self, name: str, verb: str, seconds: float, /) -> VmStatus:
-        """Wait until ``verb`` (start, stop, restart, kill) has had its effect or failed.
+        """Wait until ``verb`` (start, stop, restart, kill, adopt) has had its effect or failed.
 
         Returns the VM's status then. Raises TimedOut; raises ArcsupError when it ended elsewhere,
         with the reason (``failed``, ``invalid``, or ``waiting`` that cannot resolve itself).

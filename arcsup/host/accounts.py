@@ -70,6 +70,13 @@ class Accounts:
     per_vm: bool
     seed: str
 
+    def has(self, uid: int) -> bool:
+        """Tell whether QEMUs of this installation may run as a user, now or by an earlier choice.
+
+        The numbers that nobody hands out are no person's, whoever's VM has one.
+        """
+        return uid == self.shared.uid or uid in UNCLAIMED
+
     def choose(self, name: str, taken: Collection[int]) -> Account:
         """Return whom a VM's programs run as; ``taken`` are the uids of other VMs.
 

@@ -7,7 +7,7 @@ whose middle it was made.
 
 import secrets
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -51,12 +51,14 @@ class AnswerStore:
         finally:
             self._in_the_making.discard(place)
 
-    def remove_stale(self, modes: Iterable[Mode]) -> None:
-        """Remove what no run's mode names."""
+    def remove_stale(self, modes: Iterable[Mode], *, spared: Collection[VmName] = ()) -> None:
+        """Remove what no run's mode names; nothing of VMs that are ``spared``."""
         if not self.folder.is_dir():
             return
         named = {Path(path).parent for mode in modes for path in _paths(mode)}
         for place in self.folder.iterdir():
+            if place.name.rpartition("-")[0] in spared:
+                continue
             if place not in named and place not in self._in_the_making:
                 shutil.rmtree(place, ignore_errors=True)
 

@@ -67,9 +67,10 @@ from arcsup.vm.resources import Needs, create_files, find_needs
 from arcsup.vm.shared_memory import create_shared_memory, hold_device
 from arcsup.vm.slices import find_cdev_slices, slice_devices, take_slices
 from arcsup.vm.sockets import Listener, listen_unix
-from arcsup.vm.strays import vm_lock
+from arcsup.vm.strays import LockHeld, find_double, vm_lock, what_to_do
 from arcsup.vm.taps import Tap, open_tap
 from arcsup.vm.tpm import HelperCommand
+from arcsup.vm.unrecorded import seek
 from arcsup.vm.usb import find_usb
 from arcsup.vm.viewer import give_display
 
@@ -85,6 +86,10 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
     """
     made: list[MadeImage] = []
     with vm_lock(workshop.places, vm.name) as lock:
+        # Who has no lock of ours can be told by its command line alone.
+        double = await trio.to_thread.run_sync(find_double, seek(workshop, vm))
+        if double is not None:
+            raise LockHeld(str(double), what_to_do(vm.name, double))
         try:
             return await _start_locked(vm, workshop, lock, made)
         except Terminal:

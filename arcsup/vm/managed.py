@@ -29,6 +29,7 @@ from arcsup.vm.qmp import Qmp
 from arcsup.vm.record import Record, RecordStore
 from arcsup.vm.restraint import Restraint
 from arcsup.vm.stop import RungTaken
+from arcsup.vm.strays import Stray
 from arcsup.vm.viewer import Viewer
 
 
@@ -146,8 +147,10 @@ class ManagedVm:
     process: Process | None = None
     not_removed: bool = False
     """Whether something of its last run is still there; it is tried again while the VM is down."""
-    unrecorded: str | None = None
-    """What is known of a QEMU of it that lives though no record tells of it."""
+    unrecorded: Stray | None = None
+    """What keeps it from being started: a QEMU of it, as a rule, that no record tells of."""
+    taken_over: bool = False
+    """Whether the operator has adopted that QEMU: the record tells of it from here on."""
     qmp: Qmp | None = None
     session_over: trio.Event = field(factory=trio.Event)
     """Set when the QMP session of the moment has ended and all that it said is in."""
@@ -247,7 +250,10 @@ class ManagedVm:
         before = self.record
         self.record = changed = evolve(before, **changes)
         try:
-            await workshop.records.save(changed)
+            if self.unrecorded is None:
+                await workshop.records.save(changed)
+            else:
+                await workshop.records.save_uncopied(changed)
         except Terminal:
             # Unless somebody has changed it further, which takes this change along.
             if self.record is changed:

@@ -274,6 +274,22 @@ def read_start_time(pid: int) -> int | None:
     return None if state in "ZX" else int(fields[18])
 
 
+def read_account(pid: int | None = None) -> tuple[int, int] | None:
+    """Return the user and the group that a process (None: this one) has, saved ones included.
+
+    None where it has several, or there is no such process. Source: proc_pid_status(5).
+    """
+    try:
+        text = Path(f"/proc/{'self' if pid is None else pid}/status").read_text(errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    ids = [set(line.split()[1:]) for line in text.splitlines() if line.startswith(("Uid:", "Gid:"))]
+    if any(len(each) != 1 for each in ids):
+        return None
+    uid, gid = (int(each.pop()) for each in ids)
+    return uid, gid
+
+
 def find_processes_holding(path: Path) -> Iterator[int]:
     """Yield the pids that have the file open, as far as /proc lets us look."""
     try:

@@ -19,6 +19,7 @@ from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 from socket import SCM_RIGHTS, SO_PEERCRED, SOL_SOCKET
 from typing import Any
+from uuid import UUID
 
 import trio
 from attrs import frozen
@@ -202,6 +203,15 @@ def _as_error(command: Message, reply: Message) -> QMPError:
 async def query_status(qmp: Qmp) -> str:
     """Return QEMU's run state (QAPI type RunState). Raises QMPError."""
     return take_word(await qmp.execute("query-status"), "status")
+
+
+async def query_uuid(qmp: Qmp) -> UUID:
+    """Return the VM's uuid (QAPI command query-uuid). Raises QMPError."""
+    word = take_word(await qmp.execute("query-uuid"), "UUID")
+    try:
+        return UUID(word)
+    except ValueError:
+        raise NonsenseError("a uuid is none") from None
 
 
 async def list_devices(qmp: Qmp) -> frozenset[str]:

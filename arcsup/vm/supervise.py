@@ -21,6 +21,7 @@ from arcsup.errors import (
     Terminal,
     Transient,
     describe_os_error,
+    is_shortage,
 )
 from arcsup.host.cgroups import end_and_remove_group
 from arcsup.host.kmsg import parse_oom_kills, read_kernel_log
@@ -53,24 +54,16 @@ from arcsup.vm.launch import bring_up, find_last_words, start_qemu
 from arcsup.vm.loopback import explain_refusal
 from arcsup.vm.managed import ManagedVm, SeenEnd, StopOrder, Workshop
 from arcsup.vm.monitor import keep_monitor
-from arcsup.vm.process import Process, ProcessEnd, end_process
-from arcsup.vm.record import Failure
+from arcsup.vm.process import Process, ProcessEnd, read_start_time
+from arcsup.vm.record import Failure, Launch
 from arcsup.vm.second_monitor import SECOND_MONITOR
 from arcsup.vm.settling import settle_overlays
 from arcsup.vm.shared_memory import remove_shared_memory
 from arcsup.vm.slices import DeviceTrouble
 from arcsup.vm.sound import keep_receiver
 from arcsup.vm.stop import Rung, RungTaken, stop_qemu
-from arcsup.vm.strays import (
-    LOOK_AGAIN,
-    LockHeld,
-    describe_holder,
-    find_holders,
-    hold_for_removal,
-    hold_process,
-    is_held,
-    what_to_do,
-)
+from arcsup.vm.strays import LockHeld, Stray, hold_for_removal, is_held
+from arcsup.vm.unrecorded import find_lost_record, look_for_stray, see_unrecorded
 
 logger = logging.getLogger(__name__)
 
@@ -121,8 +114,10 @@ async def _start(vm: ManagedVm, workshop: Workshop) -> None:
         raise
     except LockHeld:
         # Nothing was done, so there is nothing to undo, and it is no fault of the VM's.
+        stray = await look_for_stray(vm, workshop)
         vm.step(Step.END)
-        await watch_unrecorded(vm, workshop)
+        if stray is not None:
+            await watch_unrecorded(vm, workshop, stray)
     except DeviceTrouble as error:
         await _finish(vm, workshop, ProcessEnd(), error.message, device_trouble=True)
     except (ArcsupError, OSError, RuntimeError, MemoryError) as error:
@@ -166,51 +161,71 @@ async def _wait_for_host(vm: ManagedVm, workshop: Workshop, why: str) -> None:
     workshop.changed()
 
 
-async def watch_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
-    """See a QEMU that no record tells of to its end; the VM is not started before.
+async def watch_unrecorded(vm: ManagedVm, workshop: Workshop, stray: Stray | None = None) -> None:
+    """See a QEMU that no record tells of to its end, or until it is adopted.
 
-    What its own record tells of is settled after that: until then nothing of it is touched.
+    The VM is not started before, and what its own record tells of is not touched. ``stray`` is who
+    was found; None for a look here.
     """
-    if vm.unrecorded is not None:
-        return
-    vm.unrecorded, vm.order = what_to_do(vm.name), None
-    what = f"{vm.name}: looking at a QEMU that no record tells of"
-    # Whoever lacks what it takes to look has not seen it end.
-    await keep_going(what, partial(_tell_unrecorded, vm, workshop))
-    await keep_going(what, partial(_await_unrecorded, vm, workshop))
-    vm.unrecorded, vm.order = None, None
-    workshop.tell(vm.name, "unrecorded-ended", "the QEMU that no record told of has ended")
+    if stray is None:
+        stray = await look_for_stray(vm, workshop)
+        if stray is None or vm.unrecorded is not None:
+            return  # It has ended since, or is watched already.
+    if not await see_unrecorded(vm, workshop, stray):
+        await _recover_until_done(vm, workshop, _end_of_unrecorded(vm))
+        workshop.tell(vm.name, "unrecorded-ended", "the QEMU that no record told of has ended")
+    vm.unrecorded, vm.taken_over, vm.order = None, False, None
     workshop.changed()
     if vm.record.launch is not None:
         await resume_vm(vm, workshop)
-    else:
-        await _keep_at_it(vm, workshop, partial(_tidy_up_unrecorded, vm, workshop))
 
 
-async def _tell_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
-    pids = find_holders(workshop.places, vm.name)
-    vm.unrecorded = f"{describe_holder(pids)}; {what_to_do(vm.name)}"
-    workshop.tell(vm.name, "unrecorded", vm.unrecorded, pids=pids)
-    workshop.changed()
+def _end_of_unrecorded(vm: ManagedVm) -> LastExit | None:
+    """Return how it ended, None where that was not our doing, and nobody can tell."""
+    if vm.order is None:
+        return None
+    killed = vm.record.intent is Intent.KILL
+    detail = "its guest could not be asked: no record told of its QEMU"
+    exit_class = ExitClass.KILLED if killed else ExitClass.STOPPED
+    return LastExit(exit_class, None, None, datetime.now(UTC), detail, forced=not killed)
 
 
-async def _await_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
-    places = workshop.places
-    while is_held(places, vm.name):
-        pids = find_holders(places, vm.name)
-        process = hold_process(places, vm.name, pids[0], workshop.boot_id) if pids else None
-        if process is None:
-            await trio.sleep(LOOK_AGAIN)
-            continue
+async def _recover_until_done(vm: ManagedVm, workshop: Workshop, end: LastExit | None) -> None:
+    """Clean up after a QEMU that no record told of, however often that has to be tried."""
+    while True:
         try:
-            await _see_unrecorded(vm, workshop, process)
-        finally:
-            process.close()
+            await _recover(vm, workshop, end)
+            return
+        except ArcsupError as error:
+            workshop.tell(vm.name, "trouble", f"{error.message}; {error.hint}")
+        except OSError as error:
+            workshop.tell(vm.name, "trouble", describe_os_error(error))
+        except (RuntimeError, MemoryError) as error:
+            if not is_shortage(error):
+                raise
+            workshop.tell(vm.name, "trouble", str(error) or "no memory")
+        await trio.sleep(AFTER_TROUBLE)
 
 
-async def _tidy_up_unrecorded(vm: ManagedVm, workshop: Workshop) -> None:
+async def _recover(vm: ManagedVm, workshop: Workshop, end: LastExit | None) -> None:
+    """Take away and give back what it had, by the copy of its record where that is left.
+
+    A launch that the record itself tells of, and that no later one has followed, is the caller's to
+    settle.
+    """
+    lost = await find_lost_record(vm, workshop)
+    if lost is None and vm.record.launch is not None:
+        return
+    if lost is not None and lost.launch is not None:
+        await vm.save(workshop, launch=lost.launch, slices=lost.slices, loans=lost.loans)
+        vm.running = load_vm(lost.launch.text, vm.file, workshop.machine_id)
     await _tidy_up(vm, workshop)
     await remove_overlays(vm.name, workshop.places)
+    if vm.record.launch is not None or end is not None:
+        told = {} if end is None else {"last_exit": end, "since": end.at}
+        await vm.save(workshop, launch=None, save=False, **told)
+    vm.running = None
+    vm.conditions.clear()
 
 
 async def remove_leftovers(vm: ManagedVm, workshop: Workshop) -> None:
@@ -220,27 +235,7 @@ async def remove_leftovers(vm: ManagedVm, workshop: Workshop) -> None:
     """
     with hold_for_removal(workshop.places, vm.name):
         await remove_runtime_folders(workshop.places, vm.name)
-    vm.not_removed = bool(list(remove_shared_memory(vm.vm)))
-
-
-async def _see_unrecorded(vm: ManagedVm, workshop: Workshop, process: Process) -> None:
-    """Wait for its end, and bring it about when that is ordered: there is no guest to ask."""
-    async with trio.open_nursery() as nursery:
-
-        async def end_when_ordered() -> None:
-            while vm.order is None:
-                await vm.ordered.wait()
-            try:
-                await end_process(process, grace=GRACE)
-            except trio.TooSlowError:
-                why = f"SIGKILL did not end QEMU {process.pid}: the kernel is waiting"
-                vm.unrecorded = why
-                workshop.tell(vm.name, "stuck", why, pid=process.pid)
-                workshop.changed()
-
-        nursery.start_soon(end_when_ordered)
-        await process.wait()
-        nursery.cancel_scope.cancel()
+        vm.not_removed = bool(list(remove_shared_memory(vm.vm)))
 
 
 async def resume_vm(
@@ -254,14 +249,27 @@ async def resume_vm(
     await _keep_at_it(vm, workshop, attempt)
 
 
+def is_gone(launch: Launch | None, boot_id: str) -> bool:
+    """Tell whether a launch is recorded, and the QEMU that was started for it has ended."""
+    if launch is None:
+        return False
+    identities = [it.identity for it in launch.processes if it.role == "qemu"]
+    return launch.boot_id != boot_id or all(
+        read_start_time(it.pid) != it.start_time for it in identities
+    )
+
+
 async def _adopt(vm: ManagedVm, workshop: Workshop, adopted: Callable[[], None]) -> None:
     # Without a free descriptor it is not known whether it runs, and nothing is concluded.
     process = find_qemu_process(vm, workshop.boot_id)
-    if process is None and is_held(workshop.places, vm.name):
-        vm.step(Step.END)
-        await watch_unrecorded(vm, workshop)
-        return
-    if process is not None:
+    if process is None:
+        # The record may be an older one, of a launch that another has followed.
+        stray = await look_for_stray(vm, workshop)
+        if stray is not None:
+            vm.step(Step.END)
+            await watch_unrecorded(vm, workshop, stray)
+            return
+    else:
         adopted()
     await _resume(vm, workshop, process, "it ended while no daemon was there")
 
