@@ -47,8 +47,6 @@ class Round:
 
     number: int
     fault: str
-    owners_known: bool = True
-    """Whether records have told all along whose each image was before it was lent."""
     orders: int = 0
     refused: int = 0
     violations: list[str] = field(factory=list)
@@ -112,13 +110,10 @@ def run_chaos(top: Path, *, seed: int, rounds: int, faults: tuple[str, ...]) -> 
                     daemon.drop(name, text)
                 for name in VMS:
                     daemon.wait_for(name, "running")
-                ahead, owners_known = list[str](), True
+                ahead = list[str]()
                 for number in range(1, rounds + 1):
                     ahead = ahead or chance.sample(faults, len(faults))
-                    it = Round(number, ahead.pop(), owners_known)
-                    it.owners_known &= it.fault not in {"lost records", "restored records"}
-                    yield _run_round(daemon, watcher, it, chance)
-                    owners_known = it.owners_known
+                    yield _run_round(daemon, watcher, Round(number, ahead.pop()), chance)
         finally:
             end(daemon)
 
@@ -179,7 +174,7 @@ def _converge(daemon: Daemon, it: Round, chance: random.Random) -> None:
             f"not as ordered: {_reasons(daemon, left)}, not {wanted}"
         )
         for name, state in left.items():
-            _order_again(daemon, name, state, wanted[name])
+            _order_again(daemon, name, state, wanted[name], adopts=it.number % 2 == 0)
         time.sleep(0.2)
 
 
@@ -198,14 +193,21 @@ def _state_of(daemon: Daemon, name: str) -> str:
         return "unreachable"
 
 
-def _order_again(daemon: Daemon, name: str, state: str, wanted: str) -> None:
-    """Do what a person does who wants it so. A QEMU that no record tells of must end first."""
+def _order_again(daemon: Daemon, name: str, state: str, wanted: str, *, adopts: bool) -> None:
+    """Do what a person does who wants it so.
+
+    A QEMU that no record tells of is adopted with ``adopts``, where that can be; else it must end.
+    """
     with suppress(ArcsupError):
         if wanted == "stopped":
             if state not in {"stopping", "stopped"}:
                 daemon.client.post(vm_path(name, "stop"), patience=5)
             return
         if state in {"waiting", "failed"} and "no record" in daemon.status(name)["reason"]:
+            if adopts:
+                with suppress(ArcsupError):
+                    daemon.client.post(vm_path(name, "adopt"), patience=5)
+                    return
             daemon.client.post(vm_path(name, "kill"), patience=5)
         if state == "paused":
             daemon.client.post(vm_path(name, "resume"), patience=5)
@@ -216,14 +218,14 @@ def _order_again(daemon: Daemon, name: str, state: str, wanted: str) -> None:
 def _find_leftovers(daemon: Daemon, it: Round) -> None:
     """Nothing of what is down is left; what takes a moment to go has one."""
     deadline = time.monotonic() + 10
-    while left := _leftovers(daemon, owners_known=it.owners_known):
+    while left := _leftovers(daemon):
         if time.monotonic() > deadline:
             it.violations += left
             return
         time.sleep(0.1)
 
 
-def _leftovers(daemon: Daemon, *, owners_known: bool) -> list[str]:
+def _leftovers(daemon: Daemon) -> list[str]:
     try:
         states = {name: daemon.state_of(name) for name in VMS}
     except (DaemonUnreachable, NoSuchObject) as error:
@@ -234,11 +236,7 @@ def _leftovers(daemon: Daemon, *, owners_known: bool) -> list[str]:
         found += [f"left: {path}" for path in find_sockets(daemon.run / name)]
         overlays = daemon.state / "images/.ephemeral" / name
         found += [f"left: {path}" for path in overlays.glob("*")]
-    if (
-        owners_known
-        and states["disk"] == "stopped"
-        and (image := daemon.state / "images/disk.qcow2").exists()
-    ):
+    if states["disk"] == "stopped" and (image := daemon.state / "images/disk.qcow2").exists():
         owner = image.stat().st_uid
         found += [f"{image} belongs to user {owner}"] * (owner != 0)
     return found
