@@ -32,9 +32,11 @@ def lock_of(daemon: Daemon, name: str) -> int:
 
 
 def expect_waiting(daemon: Daemon, name: str, pid: int, *, has: str = "VM's lock") -> None:
-    status = daemon.wait_for(name, "waiting")
-    assert f"QEMU {pid} has the {has}" in status["reason"]
-    assert status["pid"] == pid
+    daemon.wait_for(name, "waiting")
+    # Just asked to start, it is "about to start" until that was found to be in its way.
+    told = f"QEMU {pid} has the {has}"
+    daemon.until(lambda: told in daemon.status(name)["reason"], f"{name} waits: {told}")
+    assert daemon.status(name)["pid"] == pid
     assert daemon.qemus() == [pid]
 
 
