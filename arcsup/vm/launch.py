@@ -26,7 +26,7 @@ import trio
 from attrs import evolve
 
 from arcsup.alongside import alongside
-from arcsup.errors import Terminal, Transient
+from arcsup.errors import NotRecorded, Terminal, Transient
 from arcsup.host.numa import observe_numa
 from arcsup.host.sysfs import Sysfs
 from arcsup.model import Argv, NetworkType, Vm
@@ -92,12 +92,14 @@ async def start_qemu(vm: ManagedVm, workshop: Workshop) -> Process:
             raise LockHeld(str(double), what_to_do(vm.name, double))
         try:
             return await _start_locked(vm, workshop, lock, made)
+        except NotRecorded:
+            raise  # It is tried again, with them.
         except Terminal:
             # Nothing stays of a VM that was refused: its images would be in the way of others.
             try:
                 await trio.to_thread.run_sync(take_back, made)
             except OSError as error:
-                why = f"{error.filename}, made for a start that was refused: {error.strerror}"
+                why = f"{error.filename}: its folder cannot be written: {error.strerror}"
                 workshop.tell(vm.name, "trouble", why)
             raise
 
