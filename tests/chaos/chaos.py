@@ -18,7 +18,7 @@ from attrs import define, field
 
 from arcsup.control.client import Client, vm_path
 from arcsup.errors import ArcsupError, DaemonUnreachable, NoSuchObject
-from tests.chaos.faults import FAULTS, clock_environment, file_systems
+from tests.chaos.faults import FAULTS, clock_environment, clock_leftovers_removed, file_systems
 from tests.leftovers import find_processes_naming, find_sockets
 from tests.qemu.daemon import TINY, Daemon, end
 
@@ -102,7 +102,7 @@ def run_chaos(top: Path, *, seed: int, rounds: int, faults: tuple[str, ...]) -> 
     options = ("--config", str(top / "arcsup.yaml"))
     daemon = Daemon(top, options, environment=clock_environment(top))
     watcher = Watcher(top)
-    with file_systems(top):
+    with clock_leftovers_removed(), file_systems(top):
         daemon.start()
         try:
             with watcher.watching():

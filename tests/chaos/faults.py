@@ -5,6 +5,7 @@ Everything random comes from the generator that is passed in, so a seed names a 
 
 import os
 import random
+import re
 import resource
 import shutil
 import signal
@@ -21,6 +22,8 @@ FILLED_SIZE = "48m"
 
 CLOCK_FILE = "clock"
 """In the run's folder: by how many seconds the daemon's time of day differs from the host's."""
+
+CLOCK_MEMORY = Path("/dev/shm")
 
 HOUR = 3600
 
@@ -207,6 +210,19 @@ def clock_environment(top: Path) -> dict[str, str]:
         "DONT_FAKE_MONOTONIC": "1",
         "NO_FAKE_STAT": "1",
     }
+
+
+@contextmanager
+def clock_leftovers_removed() -> Iterator[None]:
+    """Remove what the library left in /dev/shm for programs that were killed."""
+    before = set(CLOCK_MEMORY.iterdir())
+    try:
+        yield
+    finally:
+        for file in set(CLOCK_MEMORY.iterdir()) - before:
+            pid = re.fullmatch(r"(?:sem\.faketime_sem|faketime_shm)_(\d+)", file.name)
+            if pid is not None and not Path(f"/proc/{pid[1]}").exists():
+                file.unlink(missing_ok=True)
 
 
 def find_clock_library() -> Path | None:
