@@ -1,13 +1,18 @@
-"""Other images in the CD-ROM drives of a running VM. Source: QAPI blockdev-change-medium."""
+"""Other images in the CD-ROM drives of a running VM.
+
+Source: QAPI blockdev-change-medium, query-block, blockdev-del, remove-fd.
+"""
 
 import logging
+import re
 import stat
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import trio
 from attrs import evolve
 from qemu.qmp import QMPError
+from qemu.qmp.qmp_client import ExecuteError
 
 from arcsup.errors import NotRecorded, Terminal, describe_os_error
 from arcsup.model import ConditionType
@@ -15,7 +20,7 @@ from arcsup.vm.belongings import open_images
 from arcsup.vm.disks import resolve_image
 from arcsup.vm.loans import Access, WantedFile
 from arcsup.vm.managed import ManagedVm, Workshop
-from arcsup.vm.qmp import Qmp
+from arcsup.vm.qmp import Qmp, take_list, take_number, take_word
 
 logger = logging.getLogger(__name__)
 
@@ -92,6 +97,7 @@ async def _open_for_user(
 
 async def _insert(qmp: Qmp, drive: str, path: Path, given: int | None) -> None:
     """Put a medium in a drive, ``given`` as a descriptor or by its name. Raises QMPError."""
+    former = await _find_set(qmp, drive)
     filename = str(path) if given is None else await qmp.add_descriptor(given, str(path))
     change = {"id": drive, "filename": filename, "format": "raw", "force": True}
     try:
@@ -100,3 +106,22 @@ async def _insert(qmp: Qmp, drive: str, path: Path, given: int | None) -> None:
         # What is in use stays open, and nothing else of the set.
         if given is not None:
             await qmp.execute("remove-fd", {"fdset-id": int(filename.rpartition("/")[2])})
+    # The medium that it had at the start is a node of the monitor's, which keeps it open.
+    with suppress(ExecuteError):
+        await qmp.execute("blockdev-del", {"node-name": f"{drive}-medium"})
+    # One that a medium had which was inserted like this one is gone with it.
+    held = take_list(await qmp.execute("query-fdsets"))
+    if former is not None and former in [take_number(it, "fdset-id") for it in held]:
+        await qmp.execute("remove-fd", {"fdset-id": former})
+
+
+async def _find_set(qmp: Qmp, drive: str) -> int | None:
+    """Return the set of descriptors by which QEMU has a drive's medium, None for no such set."""
+    for device in take_list(await qmp.execute("query-block")):
+        if isinstance(device, dict) and device.get("qdev") == drive and "inserted" in device:
+            found = _SET.fullmatch(take_word(device["inserted"], "file"))
+            return None if found is None else int(found[1])
+    return None
+
+
+_SET = re.compile(r"/dev/fdset/(\d{1,9})")

@@ -62,7 +62,8 @@ def begin_clone(daemon: Daemon) -> "subprocess.Popen[str]":
                 if qmp(daemon, "query-jobs")[0]["status"] == "running":
                     return client
         # It was quicker than we are.
-        assert client.returncode == 0, client.communicate()
+        said = client.communicate()
+        assert client.returncode == 0, said
         (daemon.state / "images" / "b.qcow2").unlink()
 
 

@@ -326,47 +326,6 @@ def test_another_program_that_was_handed_the_lock_is_named_and_left_alone(daemon
     daemon.wait_for("one", "running")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
-def test_images_are_given_back_that_no_record_tells_of(daemon: Daemon) -> None:
-    images = daemon.state / "images"
-    daemon.drop("one", f"{DISK}autostart: false\n")
-    daemon.wait_for("one", "stopped")
-    daemon.call("start", "one")
-    daemon.wait_for("one", "running")
-    daemon.arcsup("stop", "one")
-    assert (images / "one.qcow2").stat().st_uid == 0
-    os.chown(images / "one.qcow2", NOBODY_ELSE, NOBODY_ELSE)
-    daemon.call("start", "one")
-    pid = daemon.wait_for("one", "running")["pid"]
-    assert (images / "one.qcow2").stat().st_uid not in (0, NOBODY_ELSE)
-    daemon.kill()
-    (daemon.state / "vms" / "one.json").unlink()
-    shutil.rmtree(daemon.run / "one")
-    daemon.start()
-    expect_waiting(daemon, "one", pid)
-
-    assert daemon.arcsup("stop", "one").returncode == 0
-
-    assert (images / "one.qcow2").stat().st_uid == NOBODY_ELSE
-    assert (daemon.log / "one/console.log").stat().st_uid == 0
-
-
-@pytest.mark.skipif(os.geteuid() != 0, reason="changes owners")
-def test_an_image_is_given_back_whose_record_and_qemu_are_both_gone(daemon: Daemon) -> None:
-    image = daemon.state / "images/one.qcow2"
-    pid = start_by_hand(daemon)
-    assert image.stat().st_uid != 0
-    daemon.kill()
-    (daemon.state / "vms" / "one.json").unlink()
-    os.kill(pid, signal.SIGKILL)
-    daemon.until(lambda: not daemon.qemus(), "it has ended")
-
-    daemon.start()
-
-    daemon.wait_for("one", "stopped")
-    daemon.until(lambda: image.stat().st_uid == 0, "it is root's again")
-
-
 def start_by_hand(daemon: Daemon) -> int:
     daemon.drop("one", f"{DISK}autostart: false\n")
     daemon.wait_for("one", "stopped")
