@@ -20,6 +20,7 @@ from arcsup.host.owned import OwnedSlice, Rebinding, SliceChoice
 from arcsup.host.slices import is_ready
 from arcsup.host.sysfs import Sysfs
 from arcsup.model import ConditionType, VmName
+from arcsup.plan.lifecycle import Phase
 from arcsup.reconcile import Reconciler
 from arcsup.vf_journal import VfJournal
 from arcsup.virtual_functions import VfKeeper
@@ -136,6 +137,26 @@ async def test_a_slice_of_an_earlier_boot_is_struck_and_told_and_was_nobodys_mea
     assert await release_slices(one, host.fleet.workshop)
     assert one.record.slices == ()
     assert host.told == ["device-left-alone"]
+
+
+async def test_a_device_that_came_to_be_on_another_card_is_not_given_back_on_the_former_one(
+    vm: tuple[SmallHost, ManagedVm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host, one = vm
+    [owned] = one.record.slices
+    former = evolve(owned, parent="0000:99:00.0", left_over=True)
+    await one.save(host.fleet.workshop, slices=(owned, former))
+    one.phase = Phase.RUNNING
+
+    async def remove_slice(owned: OwnedSlice, _sysfs: Sysfs) -> str:
+        raise AssertionError(f"{owned.id} is what the VM runs with")
+
+    monkeypatch.setattr(slices, "remove_slice", remove_slice)
+
+    assert await release_slices(one, host.fleet.workshop)
+
+    assert one.record.slices == (owned,)
+    assert host.told == []
 
 
 async def test_a_vm_that_has_its_card_again_after_a_reboot_remembers_what_this_boot_gave_it(

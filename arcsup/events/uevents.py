@@ -61,7 +61,8 @@ async def _listen(changed: Callable[[], None], heard: Callable[[Mapping[str, str
             while (device := monitor.poll(timeout=0)) is not None:
                 await keep_going("hearing a device event", partial(_tell, heard, device.properties))
         except OSError as error:
-            if error.errno != errno.ENOBUFS:
+            # pyudev finds it by poll(2), which has no number for it, or by recvmsg(2), which has.
+            if error.errno not in (None, errno.ENOBUFS):
                 raise
             _clear_overflow(monitor.fileno())
             logger.warning("the kernel's event queue overflowed; looking at every device again")

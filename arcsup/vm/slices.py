@@ -122,9 +122,13 @@ async def release_slices(vm: ManagedVm, workshop: Workshop) -> bool:
     """
     is_down = vm.phase is Phase.DOWN
     wanted_back = [owned for owned in vm.record.slices if is_down or owned.left_over]
+    # There is one device of an id: what is left over of it on another card has gone with that card.
+    taken = set() if is_down else {owned.id for owned in vm.record.slices_in_use}
     for owned in wanted_back:
         # Meanwhile the operator may have let it go; then it is nobody's.
-        if owned in vm.record.slices and await give_back(vm, workshop, owned):
+        if owned in vm.record.slices and (
+            owned.id in taken or await give_back(vm, workshop, owned)
+        ):
             left = tuple(other for other in vm.record.slices if other is not owned)
             await vm.save(workshop, slices=left)
     if any(owned in vm.record.slices for owned in wanted_back):
