@@ -34,6 +34,7 @@ from arcsup.events.watch import watch_files
 from arcsup.fleet import Fleet, default_start_slots
 from arcsup.host.identity import boot_id, machine_id
 from arcsup.host.owned import OwnedSlice, SliceChoice
+from arcsup.host.privileged_files import forbid_privileged_files
 from arcsup.host.writer import await_earlier_helpers
 from arcsup.keep_going import keep_going
 from arcsup.locks import locked
@@ -69,11 +70,29 @@ def run_daemon(*, places: Places, config: Config, on_exit: str) -> int:
         # Members of the socket's group pass through the first, QEMU's user through both.
         held.enter_context(_hold(places.run, mode=0o755))
         held.enter_context(_hold(places.state, mode=0o711 if places.system else 0o750))
-        trio.run(partial(_serve, places, config, descriptors, stop_vms=on_exit == "stop"))
+        filtered = places.system and _filter_files()
+        stop_vms = on_exit == "stop"
+        trio.run(partial(_serve, places, config, descriptors, filtered=filtered, stop_vms=stop_vms))
     return ExitCode.OK
 
 
-async def _serve(places: Places, config: Config, descriptors: int, *, stop_vms: bool) -> None:
+def _filter_files() -> bool:
+    """Let nothing that the daemon starts make privileged files; return whether that holds."""
+    try:
+        forbid_privileged_files()
+    except OSError as error:
+        logger.warning(
+            "shares that a guest writes to must be where root alone can pass: no filter of "
+            "system calls keeps set-user-ID programs from them: %s",
+            error.strerror,
+        )
+        return False
+    return True
+
+
+async def _serve(
+    places: Places, config: Config, descriptors: int, *, filtered: bool, stop_vms: bool
+) -> None:
     await await_earlier_helpers(seconds=EARLIER_WRITES)
     dirty, bell, event_log = Dirty(), Bell(), EventLog()
     metrics = Metrics(arcsup.__version__)
@@ -81,7 +100,12 @@ async def _serve(places: Places, config: Config, descriptors: int, *, stop_vms: 
     viewer = find_viewer(config.viewer)
     workshop = _open_workshop(places, config, dirty, bell, event_log, metrics, allocation, viewer)
     private_tmp = await choose_private_tmp(places, config.image_dirs)
-    workshop = evolve(workshop, private_tmp=private_tmp, hook_descriptors=descriptors)
+    workshop = evolve(
+        workshop,
+        private_tmp=private_tmp,
+        hook_descriptors=descriptors,
+        no_privileged_files=filtered,
+    )
     fleet = Fleet(workshop, bell, config.start_limit or default_start_slots(), allocation)
     fleet.load_records()
     allocation.look.owners = fleet.slice_owners

@@ -132,7 +132,8 @@ def check_shares(vm: Vm, workshop: Workshop, servers: Sequence[Listener | None])
             raise Terminal(
                 f"shares[{index}]: {why}", "its server is root: share a folder inside one of root's"
             )
-        if server is not None and not share.readonly and (why := find_reach(source, opened)):
+        is_written = server is not None and not share.readonly
+        if is_written and not workshop.no_privileged_files and (why := find_reach(source, opened)):
             raise Terminal(
                 f"shares[{index}]: {why}",
                 f"chown root {source} && chmod go-x {source}, or share it readonly, or mount it "

@@ -73,6 +73,8 @@ class Workshop:
     """How VMs get a control group each; None where they cannot have one."""
     private_tmp: bool = False
     """Whether VMs have a /tmp of their own."""
+    no_privileged_files: bool = False
+    """Whether what the daemon starts can make no set-user-ID program and no device node."""
     image_folders: tuple[Path, ...] = ()
     """Where images may be beside the images directory itself."""
     iommufd: bool = True

@@ -69,6 +69,9 @@ def test_what_a_guest_leaves_where_others_pass_is_refused(
         check_shares(sharing(folder), workshop, (SERVER,))
 
     assert f"chmod go-x {folder}" in refused.value.hint
+    # Who can make no such program may serve it.
+    filtered = evolve(workshop, no_privileged_files=True)
+    check_shares(sharing(folder), filtered, (SERVER,))
     # Neither makes files of root's there.
     check_shares(sharing(folder), workshop, (None,))
     check_shares(sharing(folder, readonly=True), workshop, (SERVER,))
