@@ -1,4 +1,8 @@
-"""PCI addresses that change while no daemon runs: what was recorded of the old ones is void."""
+"""PCI addresses that change while no daemon runs: what was recorded of the old ones is void.
+
+For a machine of its own, ``tests/lab/run -- tests/lab/renumbered.py``: late in a run of the whole
+lab, its QEMU (7.2) dies when the bus is found again.
+"""
 
 from functools import partial
 from pathlib import Path
