@@ -99,9 +99,9 @@ class SmallHost:
         self.fleet.allocation.assign(self.fleet.vms.values(), self.fleet.look().up)
 
 
-async def small_host_with_web(top: Path) -> SmallHost:
+async def small_host_with_web(top: Path, more: str = "") -> SmallHost:
     """Return a host that has one small VM file, web, and has planned once."""
     host = SmallHost(top)
-    host.drop("web", "memory: 64\n")
+    host.drop("web", f"memory: 64\n{more}")
     await host.plan()
     return host

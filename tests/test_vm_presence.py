@@ -17,7 +17,7 @@ from arcsup.vm.monitor import look
 from arcsup.vm.presence import verify_slices
 from arcsup.vm.record import Launch
 from tests.qmp_answers import Answers
-from tests.small_host import BOOT, SmallHost
+from tests.small_host import BOOT, SmallHost, small_host_with_web
 
 UUID = "83b8f4f2-509f-382f-3c1e-e6bfe0fa1001"
 SLICE = OwnedSlice(Backend.MDEV, 0, UUID, "mbochs", "mbochs", "mbochs-small", f"/sys/{UUID}")
@@ -29,10 +29,7 @@ def devices(*names: str) -> list[dict[str, str]]:
 
 @pytest.fixture
 async def host(tmp_path: Path) -> SmallHost:
-    host = SmallHost(tmp_path)
-    host.drop("web", "memory: 64\ngpus: [{mdevType: mbochs-small}]\n")
-    await host.plan()
-    return host
+    return await small_host_with_web(tmp_path, "gpus: [{mdevType: mbochs-small}]\n")
 
 
 @pytest.fixture

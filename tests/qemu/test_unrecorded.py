@@ -114,16 +114,22 @@ def test_a_qemu_that_root_has_started_by_hand_keeps_a_second_one_from_being_star
     daemon.wait_for("one", "running")
 
 
-def test_an_older_record_starts_no_second_qemu(daemon: Daemon) -> None:
+def restore_an_older_record(daemon: Daemon) -> int:
+    """Kill the daemon over a VM's second QEMU, with the record of its first; return its pid."""
     daemon.drop("one", QUICK)
     first = daemon.wait_for("one", "running")["pid"]
     record = daemon.state / "vms" / "one.json"
     older = record.read_text()
     daemon.arcsup("restart", "one")
-    second = daemon.wait_for_another_qemu("one", first)["pid"]
-    lock = lock_of(daemon, "one")
+    second: int = daemon.wait_for_another_qemu("one", first)["pid"]
     daemon.kill()
     record.write_text(older)
+    return second
+
+
+def test_an_older_record_starts_no_second_qemu(daemon: Daemon) -> None:
+    second = restore_an_older_record(daemon)
+    lock = lock_of(daemon, "one")
 
     daemon.start()
 
@@ -201,14 +207,7 @@ def test_an_adopted_qemu_is_supervised_as_if_nothing_had_been_lost(daemon: Daemo
 
 
 def test_an_older_record_takes_on_the_qemu_that_is_adopted(daemon: Daemon) -> None:
-    daemon.drop("one", QUICK)
-    first = daemon.wait_for("one", "running")["pid"]
-    record = daemon.state / "vms" / "one.json"
-    older = record.read_text()
-    daemon.arcsup("restart", "one")
-    second = daemon.wait_for_another_qemu("one", first)["pid"]
-    daemon.kill()
-    record.write_text(older)
+    second = restore_an_older_record(daemon)
     daemon.start()
     expect_waiting(daemon, "one", second)
 
